@@ -1,0 +1,236 @@
+"""Ahead-of-time proof: every kernel is compiled for every target, and the machine code read and judged, without a GPU.
+
+An op takes part by being listed in `KERNEL_MODULES` and defining ``aot_rows(warp_size) -> list[Row]``. The table must
+be made in a process without Triton's interpreter: kernels decorated for it cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_weights.errors import KernelUnavailableError, MissingDependencyError
+from lightning_weights.kernels._op import interpreting, triton_installed
+
+KERNEL_MODULES = ("lightning_weights.kernels.classp_step.kernel",)
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SHARED_LIMITS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of a kernel and what its machine code must look like.
+
+    Args:
+        name: Variant, as the table prints it.
+        kernel: The ``@triton.jit`` function.
+        signature: Type of each run-time argument: ``fp32``, ``i32``, or a 16-byte aligned pointer, ``*fp32``, ``*i64``.
+        constexprs: Values of the compile-time arguments.
+        num_warps: Warps per program.
+        registers: Budget of registers per thread.
+        even: Whether the variant is the unmasked one, whose accesses must all be 128 bits wide.
+        loads: Bytes that each vector load of a program moves, as in the kernel's cost model.
+        stores: Bytes that each vector store of a program moves.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    registers: int
+    even: bool
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one variant compiled to for one target.
+
+    Args:
+        kernel: Name of the kernel.
+        variant: Name of the variant.
+        even: Whether it is the unmasked variant.
+        target: ``sm_90``, ``gfx942`` ...
+        registers: Registers per thread.
+        spills: Spilled registers or stack bytes.
+        shared: Bytes of shared memory.
+        wide_loads: 128-bit load instructions.
+        wide_stores: 128-bit store instructions.
+        vector_loads: Vector loads in the kernel's intermediate code.
+        vector_stores: Vector stores in the kernel's intermediate code.
+        failures: Gates that do not hold, in words.
+    """
+
+    kernel: str
+    variant: str
+    even: bool
+    target: str
+    registers: int
+    spills: int
+    shared: int
+    wide_loads: int
+    wide_stores: int
+    vector_loads: int
+    vector_stores: int
+    failures: list[str] = field(default_factory=list)
+
+
+def tabulate() -> list[dict[str, Any]]:
+    """Compile all kernels for all targets.
+
+    Returns:
+        One plain dictionary with the fields of `Report` per kernel, variant and target.
+
+    Raises:
+        MissingDependencyError: If triton is not installed.
+        KernelUnavailableError: If Triton's interpreter is switched on in this process.
+    """
+    if not triton_installed():
+        raise MissingDependencyError("triton", "triton", "The table of compiled kernels")
+    if interpreting():
+        raise KernelUnavailableError("kernels cannot be compiled under Triton's interpreter: unset TRITON_INTERPRET")
+    previous = os.environ.get("TRITON_CACHE_DIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        try:
+            return [asdict(report) for report in _reports(Path(folder))]
+        finally:
+            os.environ.pop("TRITON_CACHE_DIR")
+            if previous is not None:
+                os.environ["TRITON_CACHE_DIR"] = previous
+
+
+def as_markdown(reports: list[dict[str, Any]]) -> str:
+    """Format the table for terminals of 80 columns and for the documentation.
+
+    Args:
+        reports: What [`tabulate`][] returned.
+
+    Returns:
+        A markdown table per kernel; cells read "registers / 128-bit loads / 128-bit stores".
+    """
+    return "\n\n".join(
+        f"`{kernel}`: registers / 128-bit loads / 128-bit stores\n\n"
+        + _table([report for report in reports if report["kernel"] == kernel])
+        for kernel in dict.fromkeys(report["kernel"] for report in reports)
+    )
+
+
+def _table(reports: list[dict[str, Any]]) -> str:
+    rows: dict[str, dict[str, str]] = {}
+    for report in reports:
+        cell = f"{report['registers']} / {report['wide_loads']} / {report['wide_stores']}"
+        variant = f"{report['variant']} {'full' if report['even'] else 'tail'}"
+        rows.setdefault(variant, {})[report["target"]] = "**fails**" if report["failures"] else cell
+    width = max(map(len, rows))
+    lines = [["variant".ljust(width), *(target.ljust(10) for target in TARGETS)]]
+    lines += [["-" * width, *("-" * 10 for _ in TARGETS)]]
+    lines += [
+        [variant.ljust(width), *(cells.get(target, "").ljust(10) for target in TARGETS)]
+        for variant, cells in rows.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _reports(folder: Path) -> Iterator[Report]:
+    for module in KERNEL_MODULES:
+        for target, (_, _, warp_size) in TARGETS.items():
+            for row in importlib.import_module(module).aot_rows(warp_size):
+                yield _judge(row, target, folder)
+
+
+def _judge(row: Row, target: str, folder: Path) -> Report:
+    binary = _compile(row, target)
+    facts = _read_amd(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else _read_nvidia(binary.asm["cubin"], folder)
+    vector = {
+        way: len(re.findall(rf"tt\.{way} .*: tensor<[\dx]+!tt\.ptr", binary.asm["ttir"])) for way in ("load", "store")
+    }
+    accesses = {
+        way: sum(moved) // (16 * row.num_warps * TARGETS[target][2])
+        for way, moved in (("load", row.loads), ("store", row.stores))
+    }
+    gates = {
+        f"{facts['spills']} spills": facts["spills"] == 0,
+        f"{facts['registers']} registers, budget {row.registers}": facts["registers"] <= row.registers,
+        f"{binary.metadata.shared} bytes of shared memory": binary.metadata.shared <= SHARED_LIMITS[target],
+        f"{vector['load']} vector loads, cost model {len(row.loads)}": vector["load"] == len(row.loads),
+        f"{vector['store']} vector stores, cost model {len(row.stores)}": vector["store"] == len(row.stores),
+        f"{facts['wide_loads']} loads of 128 bits instead of {accesses['load']}": not row.even
+        or facts["wide_loads"] == accesses["load"],
+        f"{facts['wide_stores']} stores of 128 bits instead of {accesses['store']}": not row.even
+        or facts["wide_stores"] == accesses["store"],
+    }
+    return Report(
+        kernel=row.kernel.fn.__name__,
+        variant=row.name,
+        even=row.even,
+        target=target,
+        shared=binary.metadata.shared,
+        vector_loads=vector["load"],
+        vector_stores=vector["store"],
+        failures=[gate for gate, holds in gates.items() if not holds],
+        **facts,
+    )
+
+
+def _compile(row: Row, target: str) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    names = row.kernel.arg_names
+    signature = {name: row.signature.get(name, "constexpr") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = triton.compiler.ASTSource(fn=row.kernel, signature=signature, constexprs=row.constexprs, attrs=aligned)
+    options = {"num_warps": row.num_warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+
+
+@functools.cache
+def _cuobjdump() -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def _read_nvidia(cubin: bytes, folder: Path) -> dict[str, int]:
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    usage, sass = (
+        subprocess.run([_cuobjdump(), flag, str(path)], capture_output=True, text=True, check=True).stdout
+        for flag in ("--dump-resource-usage", "-sass")
+    )
+    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", sass)
+    return {
+        "registers": resources["REG"],
+        # The stack and its opcodes show spills; cuobjdump's LOCAL stays zero even with kilobytes of them.
+        "spills": resources["STACK"] + sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
+        "wide_loads": sum(opcode.startswith("LDG") and ".128" in opcode for opcode in opcodes),
+        "wide_stores": sum(opcode.startswith("STG") and ".128" in opcode for opcode in opcodes),
+    }
+
+
+def _read_amd(amdgcn: str) -> dict[str, int]:
+    names = (r"\.vgpr_count", r"\.vgpr_spill_count", r"\.sgpr_spill_count", "ScratchSize")
+    registers, *spills = (int(re.findall(rf"{name}:\s+(\d+)", amdgcn)[-1]) for name in names)
+    return {
+        "registers": registers,
+        "spills": sum(spills),
+        "wide_loads": amdgcn.count("global_load_dwordx4"),
+        "wide_stores": amdgcn.count("global_store_dwordx4"),
+    }

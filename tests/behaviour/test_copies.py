@@ -1,0 +1,168 @@
+"""Copies, pickles, checkpoints and configs of every public optimizer and callback."""
+
+import copy
+import io
+import pickle
+from collections import UserList
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from tests.behaviour.subjects import CALLBACKS, OPTIMIZERS, SETUPS, SUBJECTS
+from tests.helpers.battery import NOISE, SaveAt, differing, flat, locate, small_module, tasks, train
+from tests.helpers.tiny import ROOTS
+
+pytestmark = pytest.mark.filterwarnings(NOISE)
+
+COPIERS = {"deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
+LEAN = 2000  # bytes
+
+
+class LeanPickler(pickle.Pickler):
+    """Refuses what a copy must not drag along."""
+
+    def persistent_id(self, value: Any) -> None:
+        heavy = (torch.Tensor, nn.Module, torch.optim.Optimizer, torch.utils.data.DataLoader)
+        assert not isinstance(value, heavy), f"a {type(value).__name__} is pickled"
+        assert getattr(value, "__name__", "") != "<lambda>", "a lambda is pickled"
+
+
+def lean_pickle(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    LeanPickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def build(path: str, arguments: Any = None) -> Any:
+    arguments = SUBJECTS[path].arguments if arguments is None else arguments
+    return locate(path)([nn.Parameter(torch.ones(3))], **arguments) if path in OPTIMIZERS else locate(path)(**arguments)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, list[Any]]:
+    """Train every run once and return its callbacks as they are after the fit."""
+    callbacks = {row.name: row.make_callbacks() for row in SETUPS}
+    for row in SETUPS:
+        train(row, callbacks=callbacks[row.name])
+    return callbacks
+
+
+@pytest.mark.parametrize("copier", COPIERS)
+@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+def test_copies_of_used_callbacks_are_lean_and_equal(trained, row, copier):
+    for callback in trained[row.name]:
+        twin = COPIERS[copier](callback)
+        assert type(twin) is type(callback)
+        assert twin.state_key == callback.state_key
+        assert not hasattr(twin, "log")
+        assert len(lean_pickle(twin)) < LEAN
+        assert len(lean_pickle(callback)) < LEAN
+        assert lean_pickle(twin) == lean_pickle(callback)
+
+
+@pytest.mark.parametrize("copier", COPIERS)
+@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+def test_copies_train_like_the_original(trained, row, copier):
+    twins = [COPIERS[copier](callback) for callback in row.make_callbacks()]
+    assert not differing(train(row), train(row, callbacks=twins))
+
+
+@pytest.mark.parametrize("copier", COPIERS)
+@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+def test_optimizers_are_copied_with_their_state_and_weights(row, copier):
+    def steps(network: nn.Module, optimizer: Any, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(4):
+            optimizer.zero_grad()
+            network(torch.randn(8, 4, generator=generator)).square().mean().backward()
+            optimizer.step()
+
+    network = row.make_network()
+    optimizer = row.make_optimizer(network.parameters())
+    steps(network, optimizer, seed=0)
+    optimizer.zero_grad()
+    other, twin = COPIERS[copier]((network, optimizer))
+    steps(network, optimizer, seed=1)
+    steps(other, twin, seed=1)
+    left, right = ([n.state_dict(), o.state_dict()] for n, o in ((network, optimizer), (other, twin)))
+    assert not differing(flat(left), flat(right))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(network.parameters(), row.make_network().parameters(), strict=True)
+    )
+
+
+def test_state_keys_differ():
+    keys = [build(path).state_key for path in CALLBACKS]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("path", CALLBACKS)
+def test_state_keys_do_not_depend_on_the_module_of_definition(path):
+    """A key with an address or a counter in it would not be found in the checkpoint of another process."""
+    assert build(path).state_key == build(path).state_key
+    assert path.rpartition(".")[2] in build(path).state_key
+    assert "0x" not in build(path).state_key
+
+
+@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+def test_checkpoints_are_plain(row, tmp_path):
+    train(row, extra=[SaveAt("on_train_batch_end", 6, tmp_path / "ckpt")])
+    checkpoint = torch.load(tmp_path / "ckpt", weights_only=True)
+    saved = [callback.state_key for callback in row.make_callbacks()]
+    assert set(saved) <= set(checkpoint["callbacks"])
+    allowed = {torch.Tensor, int, float, str, bool, type(None)}
+    states = [checkpoint["optimizer_states"], *(checkpoint["callbacks"][key] for key in saved)]
+    assert {type(leaf) for leaf in flat(states).values()} <= allowed
+
+
+def with_lists_as(make: Any) -> Any:
+    return lambda arguments: {k: make(v) if isinstance(v, list) else v for k, v in arguments.items()}
+
+
+FORMS = {"omegaconf": OmegaConf.create, "UserList": with_lists_as(UserList), "tuple": with_lists_as(tuple)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", SUBJECTS)
+def test_arguments_of_other_types_become_plain(path, form):
+    part, plain = build(path, FORMS[form](dict(SUBJECTS[path].arguments))), build(path)
+    assert form.encode() not in pickle.dumps(part)
+    if path in OPTIMIZERS:
+        assert flat(part.state_dict()) == flat(plain.state_dict())
+    else:
+        assert pickle.dumps(part) == pickle.dumps(plain)
+
+
+@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+def test_omegaconf_groups_and_arguments_train(row):
+    path, arguments = row.optimizer
+    configured = {
+        "configure_optimizers": lambda self: locate(path)(self.parameters(), **OmegaConf.create(dict(arguments)))
+    }
+    callbacks = [locate(path)(**OmegaConf.create(dict(arguments))) for path, arguments in row.callbacks]
+    assert not differing(train(row), train(row, small_module(row, **configured), callbacks=callbacks))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+def test_callbacks_may_be_hyper_parameters(row, root, tmp_path):
+    """Some projects deep-copy their callbacks at construction and pickle the live ones into every checkpoint."""
+
+    callbacks = row.make_callbacks()
+    module = small_module(row, root)
+    module.save_hyperparameters({"callbacks": callbacks})
+    path = tmp_path / "ckpt"
+    straight = train(
+        row, module, root=root, data=tasks(root), callbacks=callbacks, extra=[SaveAt("on_train_batch_end", 6, path)]
+    )
+    checkpoint = torch.load(path, weights_only=False)
+    kept = checkpoint["hyper_parameters"]["callbacks"]
+    assert [type(callback) for callback in kept] == [type(callback) for callback in callbacks]
+    assert all(len(lean_pickle(callback)) < LEAN for callback in kept)
+    assert not differing(straight, train(row, root=root))
+    # what the copies at construction and the pickles in the checkpoint left behind goes on like the original
+    module = small_module(row, root)
+    assert not differing(straight, train(row, module, root=root, callbacks=kept, ckpt=None))

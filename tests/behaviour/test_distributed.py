@@ -1,0 +1,102 @@
+"""DDP and FSDP2 on two CPU processes against one process with the same samples per step."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.utils.data import DataLoader, DistributedSampler
+
+from tests.behaviour.subjects import SETUPS, VARIANTS
+from tests.helpers.battery import NOISE, SaveAt, differing, small_module, tasks, train
+
+pytestmark = [pytest.mark.filterwarnings(NOISE), pytest.mark.slow]
+
+ROWS = {row.name: row for row in (*SETUPS, *VARIANTS)}
+STRATEGIES = {
+    "ddp": DDPStrategy,
+    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+}
+TOLERANCE = 1e-6  # gradients are summed in another order
+CASES = [(strategy, name) for strategy in STRATEGIES for name in ROWS]
+REFUSED = [(strategy, name) for strategy, name in CASES if strategy in ROWS[name].refuses]
+ALLOWED = [case for case in CASES if case not in REFUSED]
+
+
+def half_batches() -> Any:
+    """Return tasks whose batches are, over both processes, those of one process (Lightning's own sampler shuffles)."""
+
+    def train_dataloader(self: Any) -> DataLoader:
+        task = self.sets[self.task]
+        return DataLoader(task, batch_size=2, sampler=DistributedSampler(task, shuffle=False))
+
+    return type("Halves", (type(tasks()),), {"train_dataloader": train_dataloader})(3, False)
+
+
+def results(row: Any, strategy: str, folder: Path) -> dict[str, Any]:
+    """Train once for the numbers, and twice with dropout and shuffling for the resume."""
+
+    def run(data: Any, dropout: float = 0.5, **options: Any) -> dict[str, Any]:
+        module = small_module(row, dropout=dropout)
+        return train(row, module, data=data, strategy=STRATEGIES[strategy](), devices=2, **options)
+
+    try:
+        plain = run(half_batches(), dropout=0.0)
+    except tuple(row.refuses.values()) as error:
+        return {"refused": type(error).__name__, "message": str(error)}
+    path = folder / f"{strategy}-{row.name}"
+    straight = run(tasks(batch_size=2), extra=[SaveAt("on_train_batch_end", 6, path)])
+    resumed = run(tasks(batch_size=2), ckpt=path, seed=99)
+    return {"plain": plain, "straight": straight, "resumed": resumed}
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    """Train every row with every strategy in one group of two processes."""
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    group = {"rank": rank, "world_size": 2, "timeout": timedelta(seconds=60)}
+    torch.distributed.init_process_group("gloo", **group)
+    found = {f"{strategy}-{name}": results(ROWS[name], strategy, folder) for strategy, name in CASES}
+    torch.save(found, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Return what each of the two processes found."""
+    folder = tmp_path_factory.mktemp("distributed")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (folder, port), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("strategy", "name"), REFUSED)
+def test_refusals_are_typed_and_tell_the_way_out(ranks, strategy, name):
+    for rank in ranks:
+        found = rank[f"{strategy}-{name}"]
+        assert found["refused"] == ROWS[name].refuses[strategy].__name__
+        assert "use" in found["message"]
+
+
+@pytest.mark.parametrize(("strategy", "name"), ALLOWED)
+def test_ranks_are_equal_and_agree_with_one_process(ranks, strategy, name):
+    """This covers weights, optimizer state, what callbacks keep and what they log."""
+    first, second = (rank[f"{strategy}-{name}"]["plain"] for rank in ranks)
+    assert not differing(first, second)
+    single = train(ROWS[name])
+    assert not differing(single, first, TOLERANCE)
+    assert any(key.startswith(".logged") for key in single)
+
+
+@pytest.mark.parametrize(("strategy", "name"), ALLOWED)
+def test_resuming_changes_no_bit_on_any_rank(ranks, strategy, name):
+    for rank in ranks:
+        found = rank[f"{strategy}-{name}"]
+        assert not differing(found["straight"], found["resumed"])
+        assert differing(found["straight"], found["plain"]), "dropout and shuffling were off"
