@@ -34,7 +34,9 @@ def test_foreach_is_the_loop(rule, dtype):
 
 
 def test_foreach_takes_an_empty_list():
-    classp_step_foreach([], [], [], torch.zeros(2, dtype=torch.int64), **RULE)
+    counts = torch.zeros(2, dtype=torch.int64)
+    classp_step_foreach([], [], [], counts, **RULE)
+    assert counts.tolist() == [0, 0]
 
 
 def test_compiled_is_the_loop(small_graphs):

@@ -144,7 +144,8 @@ def test_without_history_the_first_step_has_the_length_of_the_rate():
 def test_opcheck():
     data = lists([(10,), (3, 4)])
     arguments = (*data, torch.zeros(2, dtype=torch.int64), 0.1, 1e-4, 1.0, 1e-5, True, True)
-    torch.library.opcheck(torch.ops.lightning_weights.classp_step.default, arguments)
+    results = torch.library.opcheck(torch.ops.lightning_weights.classp_step.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
 
 
 def test_autograd_notices_the_change():

@@ -44,7 +44,7 @@ def sklearn_matrix(batches):
     return torch.from_numpy(matrix).float()
 
 
-def same(a, b):
+def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)
 
 
@@ -53,20 +53,20 @@ def same(a, b):
 def test_matches_sklearn(seed):
     matrix = filled(stream(seed)).compute()
     assert matrix.dtype == torch.float32
-    same(matrix, sklearn_matrix(stream(seed)))
+    assert_same(matrix, sklearn_matrix(stream(seed)))
 
 
 def test_labels_count_like_logits():
     labels = [(preds.argmax(1), *rest) for preds, *rest in stream()]
-    same(filled(labels).compute(), filled(stream()).compute())
+    assert_same(filled(labels).compute(), filled(stream()).compute())
 
 
 def test_summaries_are_those_of_the_matrix():
     metric = filled(stream())
     matrix = sklearn_matrix(stream())
-    same(metric.average_accuracy(), continual.average_accuracy(matrix))
-    same(metric.forgetting(), continual.forgetting(matrix))
-    same(metric.backward_transfer(), continual.backward_transfer(matrix))
+    assert_same(metric.average_accuracy(), continual.average_accuracy(matrix))
+    assert_same(metric.forgetting(), continual.forgetting(matrix))
+    assert_same(metric.backward_transfer(), continual.backward_transfer(matrix))
 
 
 def test_summing_processes_equals_one_process():
@@ -79,10 +79,10 @@ def test_summing_processes_equals_one_process():
         assert getattr(merged, name).dtype == torch.int64
     merged.update(*batches[0])
     whole.update(*batches[0])
-    same(merged.compute(), whole.compute())
+    assert_same(merged.compute(), whole.compute())
     parts[0].merge_state(parts[1])
     parts[0].update(*batches[0])
-    same(parts[0].compute(), whole.compute())
+    assert_same(parts[0].compute(), whole.compute())
 
 
 def test_forward_returns_the_batch_and_counts_it():
@@ -91,7 +91,7 @@ def test_forward_returns_the_batch_and_counts_it():
         value = metric(preds, target, task=task, after=after)
         assert value[after, task].item() == pytest.approx(accuracy_score(target, preds.argmax(1)))
         assert value.isnan().sum() == TASKS**2 - 1
-    same(metric.compute(), sklearn_matrix(batches))
+    assert_same(metric.compute(), sklearn_matrix(batches))
 
 
 def test_reset_row_clears_one_row_and_the_cache():
@@ -99,11 +99,11 @@ def test_reset_row_clears_one_row_and_the_cache():
     metric = filled(batches)
     metric.compute()
     metric.reset_row(1)
-    same(metric.compute(), sklearn_matrix(batch for batch in batches if batch[3] != 1))
+    assert_same(metric.compute(), sklearn_matrix(batch for batch in batches if batch[3] != 1))
     for batch in batches:
         if batch[3] == 1:
             metric.update(*batch)
-    same(metric.compute(), sklearn_matrix(batches))
+    assert_same(metric.compute(), sklearn_matrix(batches))
 
 
 def test_reset_clears_everything():
@@ -119,7 +119,7 @@ def test_counts_made_in_inference_mode_can_be_changed_outside():
             metric(*batch)
     for batch in batches[1::2]:
         metric.update(*batch)
-    same(metric.compute(), sklearn_matrix(batches))
+    assert_same(metric.compute(), sklearn_matrix(batches))
     metric.reset_row(2)
     assert metric.compute()[2].isnan().all()
 
@@ -131,8 +131,8 @@ def test_copies_count_on_independently(duplicate):
     copied = duplicate(metric)
     for batch in stream(seed=1):
         copied.update(*batch)
-    same(copied.compute(), sklearn_matrix([*stream(), *stream(seed=1)]))
-    same(metric.compute(), before)
+    assert_same(copied.compute(), sklearn_matrix([*stream(), *stream(seed=1)]))
+    assert_same(metric.compute(), before)
 
 
 def test_state_dict_round_trip(tmp_path):
@@ -141,7 +141,7 @@ def test_state_dict_round_trip(tmp_path):
     metric.load_state_dict(torch.load(tmp_path / "metric.pt", weights_only=True))
     for batch in stream(seed=1):
         metric.update(*batch)
-    same(metric.compute(), sklearn_matrix([*stream(), *stream(seed=1)]))
+    assert_same(metric.compute(), sklearn_matrix([*stream(), *stream(seed=1)]))
 
 
 def test_bad_input_changes_nothing():
@@ -162,7 +162,7 @@ def test_bad_input_changes_nothing():
     for wrong in (TASKS, 0.0):
         with pytest.raises(ValueError, match=rf"^after is {wrong!r}; allowed is a whole number in \[0, 3\)$"):
             metric.reset_row(wrong)
-    same(metric.compute(), before)
+    assert_same(metric.compute(), before)
 
 
 def test_num_tasks_is_checked():

@@ -175,4 +175,5 @@ def test_dtypes_without_a_kernel_are_refused():
 def test_opcheck():
     data = lists([(10,), (3, 4)])
     arguments = (*data, torch.zeros(2, dtype=torch.int64), 0.1, 1e-4, 1.0, 1e-5, True, True)
-    torch.library.opcheck(torch.ops.lightning_weights.classp_step.default, arguments)
+    results = torch.library.opcheck(torch.ops.lightning_weights.classp_step.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
