@@ -33,8 +33,8 @@ check: lint test ## everything a change has to pass
 docs: .venv/.stamp-dev ## the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: .venv/.stamp-dev ## speed of CLASSP against its peers
-	$(BIN)/python benchmarks/classp.py
+bench: .venv/.stamp-dev ## speed of every method against its peers
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 kernels: .venv/.stamp-dev ## compile the Triton kernels ahead of time for all targets and print what came out
 	$(BIN)/python -m lightning_weights.kernels

@@ -5,18 +5,21 @@ within rounds, so that a busy machine slows both sides. GPU numbers are estimate
 called so.
 """
 
-import argparse
-import json
-import platform
-import random
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from _measure import (
+    PEAK_BANDWIDTH,
+    arguments,
+    conclude,
+    cpu_seconds,
+    milliseconds,
+    prepare,
+    quotients,
+    spread,
+    take_turns,
+)
 
 from lightning_weights.kernels.classp_step.cost import cost
 from lightning_weights.optimizers import CLASSP
@@ -25,7 +28,6 @@ WEIGHTS = 5_000_000
 TENSOR_COUNTS = (250, 10)
 WARM_UP = 101  # CLASSP counts accepted weights in its first hundred steps
 BASELINE = "Adagrad fused"
-PEAK_BANDWIDTH = {"A100 80 GB": 2.0e12, "H100 SXM": 3.35e12, "B200": 8.0e12, "MI300X": 5.3e12}  # bytes per second
 
 
 def contestants(with_compile: bool) -> dict[str, Callable[[Any], torch.optim.Optimizer]]:
@@ -62,21 +64,14 @@ def measure(tensors: int, rounds: int, with_compile: bool) -> dict[str, dict[str
         for param, gradient in zip(params, gradients, strict=True):
             param.grad = gradient
         optimizers[name] = build(params)
-        first = _seconds(optimizers[name].step)
+        first = cpu_seconds(optimizers[name].step)
         counting = name == "CLASSP counting" or name.startswith("Adagrad")
         for _ in range(2 if counting else WARM_UP):
             optimizers[name].step()
         results[name] = {"first_step_s": first, "state_bytes_per_weight": _state_bytes(optimizers[name]) / WEIGHTS}
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
-    order = list(optimizers)
-    for _ in range(rounds):
-        random.shuffle(order)  # what ran before decides what is in the cache
-        for name in order:
-            times[name].append(_seconds(optimizers[name].step))
+    times = take_turns({name: optimizer.step for name, optimizer in optimizers.items()}, rounds)
     for name, seconds in times.items():
-        ratios = [own / baseline for own, baseline in zip(seconds, times[BASELINE], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        results[name] |= {"ms": 1e3 * statistics.median(seconds), "ratio": middle, "ratio_q1": low, "ratio_q3": high}
+        results[name] |= {"ms": milliseconds(seconds), **quotients(seconds, times[BASELINE])}
     return results
 
 
@@ -93,39 +88,17 @@ def estimates(weights: int = 10**9) -> list[dict[str, Any]]:
     return rows
 
 
-def machine() -> dict[str, Any]:
-    """Describe where the numbers come from."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cpus": len(models),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
 def report(result: dict[str, Any]) -> None:
     """Print the tables."""
-    print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
     for tensors, rows in result["measured"].items():
         print(f"\n{WEIGHTS:,} fp32 weights in {tensors} tensors, ratio to {BASELINE}: median (quartiles) of CPU time")
         for name, row in rows.items():
-            spread = f"{row['ratio']:5.2f} ({row['ratio_q1']:.2f}-{row['ratio_q3']:.2f})"
             state = f"{row['state_bytes_per_weight']:.2f} bytes of state per weight"
-            print(f"  {name:16} {row['ms']:7.2f} ms  {spread}  {state}  first step {row['first_step_s']:.1f} s")
+            print(f"  {name:16} {row['ms']:7.2f} ms  {spread(row)}  {state}  first step {row['first_step_s']:.1f} s")
     print("\nestimate, not measured: 10^9 fp32 weights at the GPU's peak bandwidth")
     for row in result["estimates"]:
         skipped = f"{row['skipped']:.0%} of the weights in skipped blocks"
         print(f"  {row['gpu']:10}  {row['estimate_ms']:5.1f} ms (estimate), {row['gigabytes']:.0f} GB, {skipped}")
-
-
-def _seconds(step: Callable[[], Any]) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -135,28 +108,16 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor.dim())  # a step counter is not per weight
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the rounds")
+    parser = arguments("classp", __doc__)
     parser.add_argument("--compile", action="store_true", help="also measure compile=True, which compiles for seconds")
-    parser.add_argument("--out", type=Path, default=Path("results/classp/benchmark.json"), help="file to write")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    random.seed(0)
-    rounds = 10 if arguments.quick else 50  # below a hundred, so that the counting contestant keeps counting
-    result = {
-        "machine": machine(),
-        "weights": WEIGHTS,
-        "measured": {tensors: measure(tensors, rounds, arguments.compile) for tensors in TENSOR_COUNTS},
-        "estimates": estimates(),
-    }
-    report(result)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1))
-    return 0
+    options = parser.parse_args()
+    prepare()
+    rounds = 10 if options.quick else 50  # below a hundred, so that the counting contestant keeps counting
+    measured = {tensors: measure(tensors, rounds, options.compile) for tensors in TENSOR_COUNTS}
+    conclude(options, {"weights": WEIGHTS, "measured": measured, "estimates": estimates()}, report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

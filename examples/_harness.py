@@ -119,11 +119,16 @@ def arguments(key: str, description: str, seeds: int = 5) -> ArgumentParser:
     return parser
 
 
-def quiet_trainer(**options: Any) -> Trainer:
-    """Return a CPU Trainer that logs, saves and shows nothing, which halves the time of a small run."""
+def hush() -> None:
+    """Keep Lightning from saying what it says about every small run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for text, category in ((".*barebones", UserWarning), (".*LeafSpec", FutureWarning), ("", PossibleUserWarning)):
         warnings.filterwarnings("ignore", message=text, category=category)
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """Return a CPU Trainer that logs, saves and shows nothing, which halves the time of a small run."""
+    hush()
     return Trainer(accelerator="cpu", devices=1, barebones=True, **options)
 
 
@@ -225,7 +230,7 @@ def conclude(
     verdict = "reproduced" if holds else "not reproduced"
     checks = "\n".join(f"- [{'x' if held else ' '}] {text}" for text, held in criteria)
     text = io.StringIO()
-    for console in (Console(), Console(file=text, width=160)):
+    for console in (Console(width=max(Console().width, 160)), Console(file=text, width=160)):
         console.print(table)
         for part in (*notes, checks, f"{claim}: {verdict} at this scale"):
             console.print(part, end="\n\n", markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,18 @@ from typing import Any
 
 __version__ = "0.1.0.dev0"
 
-_SUBPACKAGES = ("callbacks", "data", "errors", "functional", "kernels", "methods", "metrics", "modules", "optimizers")
+_SUBPACKAGES = (
+    "callbacks",
+    "data",
+    "errors",
+    "functional",
+    "kernels",
+    "methods",
+    "metrics",
+    "modules",
+    "optimizers",
+    "runners",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

@@ -2,19 +2,105 @@
 
 import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import get_loader, set_parsing_settings
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 # Imported for their classes: jsonargparse finds a subclass by its bare name once its module is loaded.
 from lightning_weights import callbacks, data, metrics, modules, optimizers  # noqa: F401
+from lightning_weights.data import ClassificationData
+from lightning_weights.runners import IncrementalRunner
+from lightning_weights.runners.incremental import replace_file
 
 DESCRIPTION = """Train any LightningModule with the methods of lightning-weights.
 
 Two more commands:  lightning-weights methods  lists the methods and what was measured,
 lightning-weights doctor  tells which kernels run on this machine."""
+
+# Results of `increments` are the same whatever these are.
+WITHOUT_EFFECT = {"folder"} | {
+    f"trainer.{name}"
+    for name in (
+        "default_root_dir",
+        "enable_model_summary",
+        "enable_progress_bar",
+        "log_every_n_steps",
+        "logger",
+        "profiler",
+    )
+}
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with one command more, ``increments``, which trains on groups of classes one after another."""
+
+    runner: IncrementalRunner
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        about = "Trains on groups of classes one after another, with a fit for each."
+        increments = self.init_parser(description=about)
+        self.add_default_arguments_to_parser(increments)
+        # without an optimizer: LightningCLI would make a single one, and every fit needs its own
+        self.add_core_arguments_to_parser(increments)
+        given = {"trainer_kwargs", "module", "datamodule", "seed"}
+        increments.add_class_arguments(IncrementalRunner, as_group=False, skip=given, instantiate=False)
+        self._subcommand_parsers["increments"] = increments
+        parser._subcommands_action.add_subcommand("increments", increments, help=about)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "increments":
+            self._run_increments()
+        else:
+            super()._run_subcommand(subcommand)
+
+    def _run_increments(self) -> None:
+        options = dict(self._get(self.config_init, "trainer"))
+        given = options["callbacks"] or []
+        options["callbacks"] = [callback for callback in given if not isinstance(callback, SaveConfigCallback)]
+        folder = self._get(self.config, "folder")
+        seed = self._get(self.config, "seed_everything") or 0
+        self.runner = IncrementalRunner(options, self.model, self.datamodule, folder, seed)
+        if folder is not None:
+            self._keep_config(Path(folder, "config.yaml"))
+        self.runner.run()
+
+    def _keep_config(self, path: Path) -> None:
+        """Write the run's settings to its folder, unless it was begun with others."""
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        if path.exists():
+            before, now = _settings(path.read_text()), _settings(text)
+            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            if changed:
+                listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
+                raise ValueError(
+                    f"the run in {path.parent} was begun with other settings: {listed}. Go on with those in {path}, "
+                    f"give another --folder, or remove this one"
+                )
+        if rank_zero_only.rank == 0:
+            replace_file(path, text.encode())
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Return the settings in a config that results depend on, by dotted name."""
+    found: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if name in WITHOUT_EFFECT:
+            return
+        if isinstance(value, (dict, list)) and value:
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                walk(f"{name}.{key}" if name else str(key), part)
+        else:
+            found[name] = value
+
+    walk("", get_loader("yaml")(text))
+    return found
 
 
 def run(args: list[str] | None = None) -> LightningCLI:
@@ -32,16 +118,19 @@ def run(args: list[str] | None = None) -> LightningCLI:
         $ lightning-weights fit --config configs/classp.yaml --optimizer.lr 0.05
         $ lightning-weights fit --config configs/classp.yaml --print_config
         $ lightning-weights fit --optimizer.help CLASSP
+        $ lightning-weights increments --config configs/weight_align.yaml
         ```
     """
     set_parsing_settings(add_print_completion_argument=True)
-    # Completion follows the arguments of every class that an argument takes. Modules take modules: it would not end.
+    # Completion follows the arguments of every class that an argument takes. Modules and data take their like: it would
+    # not end.
     words = sys.argv if args is None else args
     if any(word.removeprefix("--print_completion=").startswith("shtab-") for word in words):
-        set_parsing_settings(subclasses_disabled=[nn.Module, Tensor], subclasses_enabled=[LightningModule])
+        disabled = [nn.Module, Tensor, ClassificationData]
+        set_parsing_settings(subclasses_disabled=disabled, subclasses_enabled=[LightningModule])
     # Lightning 2.6 on torch 2.13 repeats this at every batch, and no user can act on it.
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
-    return LightningCLI(
+    return CommandLine(
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=args,

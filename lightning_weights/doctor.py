@@ -23,6 +23,8 @@ OPTIONAL_PACKAGES = (
     "transformers",
     "gguf",
     "scikit-learn",
+    "mnist1d",
+    "pillow",
     "rdkit",
     "matplotlib",
     "rich",
@@ -33,7 +35,7 @@ OPTIONAL_PACKAGES = (
 def examine() -> Iterator[str]:
     """Yield a report for terminals of 80 columns and for bug reports, part by part.
 
-    The last part is the table of kernels compiled ahead of time for all GPU targets, which takes a quarter of a minute,
+    The last part is the table of kernels compiled ahead of time for all GPU targets, which takes a minute or two,
     or the reason why it cannot be made here.
 
     Examples:

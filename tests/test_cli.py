@@ -19,6 +19,7 @@ from tests.helpers.battery import NOISE, locate
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
 REPOSITORY = Path(__file__).parents[1]
+MODELS = ("CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier")
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 BASE = {
     "seed_everything": 0,
@@ -212,4 +213,5 @@ def test_bash_completes_commands_options_and_classes(tmp_path):
         assert path in complete("fit", "--optimizer", path[:-1])
     for path in CALLBACKS:
         assert path in complete("fit", "--trainer.callbacks+", path[:-1])
-    assert complete("fit", "--model", "lightning_weights.") == ["lightning_weights.modules.Classifier"]
+    models = {f"lightning_weights.modules.{name}" for name in MODELS}
+    assert models == set(complete("fit", "--model", "lightning_weights."))

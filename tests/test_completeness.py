@@ -66,7 +66,9 @@ def test_public_names_are_documented(name):
     described = argument_lines(docstring)
     constructor = value.__init__ if inspect.isclass(value) else value
     parameters = set(inspect.signature(constructor).parameters) - {"self"}
-    if inspect.isclass(value) and "__init__" not in vars(value) and "__dataclass_fields__" not in vars(value):
+    if hasattr(value, "_fields"):  # a NamedTuple, whose constructor is __new__
+        parameters = set(value._fields)
+    elif inspect.isclass(value) and "__init__" not in vars(value) and "__dataclass_fields__" not in vars(value):
         parameters = set()  # inherited: documented where it is defined
     assert set(described) == parameters, "the Args section and the signature differ"
     assert all(re.search(r"\w.*\.$", text, re.DOTALL) for text in described.values()), described

@@ -105,7 +105,7 @@ def test_commands_and_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"(?:`|\$ |&& )make ([a-z]+)", text)) <= set(targets)
-    assert set(re.findall(r"\$ lightning-weights ([a-z]+)", text)) <= {"fit", "methods", "doctor"}
+    assert set(re.findall(r"\$ lightning-weights ([a-z]+)", text)) <= {"fit", "increments", "methods", "doctor"}
     for name in re.findall(r"(?:configs|examples|benchmarks)/[\w/]+\.(?:yaml|py)", text):
         assert (ROOT / name).exists(), name
 
@@ -141,7 +141,7 @@ def covered(package: str) -> set[str]:
     return set(re.findall(r"^::: lightning_weights\.(\S+)$", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("package", ["optimizers", "callbacks", "modules", "data", "metrics", "kernels"])
+@pytest.mark.parametrize("package", ["optimizers", "callbacks", "modules", "data", "metrics", "runners", "kernels"])
 def test_every_public_name_is_in_the_reference(package):
     names = importlib.import_module(f"lightning_weights.{package}").__all__
     assert package in covered(package) or {f"{package}.{name}" for name in names} <= covered(package)

@@ -15,7 +15,7 @@ from lightning_weights.kernels._aot import TARGETS
 from lightning_weights.kernels._op import ENVIRONMENT_VARIABLE
 from lightning_weights.methods import METHODS
 
-OPS = sorted({op for card in METHODS for op in card.ops})
+OPS = list(dict.fromkeys(op for card in METHODS for op in card.ops))
 REPORTS = [
     {
         "kernel": "_classp_step_kernel",

@@ -20,6 +20,7 @@ RANKS = {
     "callbacks": 3,
     "strategies": 3,
     "adapters": 3,
+    "runners": 4,
     "cli": 4,
     "methods": 4,
     "doctor": 4,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ("triton", "peft", "e3nn", "bitsandbytes", "transformers", "sklearn", "matplotlib", "rich")
+OPTIONAL = ("triton", "peft", "e3nn", "bitsandbytes", "transformers", "sklearn", "matplotlib", "rich", "mnist1d", "PIL")
 HEAVY = ("scipy", "pandas", "torchvision", "omegaconf", "torch._inductor")
 
 PROGRAM = f"""
@@ -52,7 +52,7 @@ found.update(names=names, everything=sorted(set(sys.modules) - before), early=li
 import lightning_weights.cli
 
 for module in pkgutil.walk_packages(lightning_weights.__path__, "lightning_weights."):
-    if not module.name.endswith(("__main__", ".kernel")):
+    if not module.name.endswith(("__main__", ".kernel", "_kernels", ".launch")):  # those import triton
         importlib.import_module(module.name)
 try:
     lightning_weights.data.PermutedDigits().setup()

@@ -2,6 +2,20 @@
 
 from lightning_weights.callbacks.classp import CLASSPPhases
 from lightning_weights.callbacks.exact_resume import ExactResume
+from lightning_weights.callbacks.finetune_pruned import FinetunePruned
+from lightning_weights.callbacks.ibp_warmup import IBPWarmup
+from lightning_weights.callbacks.score_pruning import ScorePruning
 from lightning_weights.callbacks.task_stream import TaskStream
+from lightning_weights.callbacks.tscnc import TSCNC
+from lightning_weights.callbacks.weight_align import WeightAligning
 
-__all__ = ["CLASSPPhases", "ExactResume", "TaskStream"]
+__all__ = [
+    "TSCNC",
+    "CLASSPPhases",
+    "ExactResume",
+    "FinetunePruned",
+    "IBPWarmup",
+    "ScorePruning",
+    "TaskStream",
+    "WeightAligning",
+]

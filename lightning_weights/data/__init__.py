@@ -1,5 +1,26 @@
-"""Small data modules that need no download."""
+"""Data modules that download nothing."""
 
-from lightning_weights.data.digits import PermutedDigits, SplitDigits
+from lightning_weights.data.augmentation import FlipAndCrop
+from lightning_weights.data.cifar10 import CIFAR10
+from lightning_weights.data.class_incremental import ClassIncremental
+from lightning_weights.data.classification import BatchDataset, ClassificationData
+from lightning_weights.data.digits import Digits, PermutedDigits, SplitDigits
+from lightning_weights.data.exemplar_memory import ExemplarMemory
+from lightning_weights.data.mnist import MNIST
+from lightning_weights.data.mnist1d import MNIST1D
+from lightning_weights.data.tiny_image_net import TinyImageNet
 
-__all__ = ["PermutedDigits", "SplitDigits"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "MNIST1D",
+    "BatchDataset",
+    "ClassIncremental",
+    "ClassificationData",
+    "Digits",
+    "ExemplarMemory",
+    "FlipAndCrop",
+    "PermutedDigits",
+    "SplitDigits",
+    "TinyImageNet",
+]

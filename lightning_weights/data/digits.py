@@ -1,4 +1,4 @@
-"""Streams of tasks made of scikit-learn's handwritten digits, which come with that package."""
+"""scikit-learn's handwritten digits, which come with that package: all at once or as streams of tasks."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,9 +8,79 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_weights.data.classification import ClassificationData
 from lightning_weights.errors import MissingDependencyError, check_choice, check_number
 
 IMAGES, PIXELS, CLASSES = 1797, 64, 10
+
+
+def _load(test_size: int, seed: int, purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return training images (N, 64) in [0, 1] and labels, test images and labels; the classes keep their shares."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise MissingDependencyError("scikit-learn", "stacking", purpose) from error
+    images, targets = load_digits(return_X_y=True)
+    train_x, test_x, train_y, test_y = (
+        torch.from_numpy(part)
+        for part in train_test_split(images, targets, test_size=test_size, random_state=seed, stratify=targets)
+    )
+    return (train_x / 16).float(), train_y.long(), (test_x / 16).float(), test_y.long()
+
+
+class Digits(ClassificationData):
+    """Serve scikit-learn's 1797 handwritten digits of 8 x 8 pixels.
+
+    Batches are (images of shape (N, 64) or (N, 1, 8, 8), float32 in [0, 1]; labels of shape (N,), int64).
+
+    Args:
+        batch_size: Images per batch.
+        test_size: Images held out for the test, of 1797 in all, split so that the classes keep their shares.
+        as_images: Whether images have the shape (1, 8, 8), for convolutions, instead of (64,).
+        validation_size: Training images set aside for validation. 0: validation serves the test images.
+        seed: Seed of the splits and the order of the training images.
+        shuffle: Whether training images come in random order.
+        num_workers: Processes per loader; 0 loads in the main process.
+        drop_last: Whether a last training batch that is smaller than the others is left out.
+
+    Raises:
+        ValueError: If an argument is of another type or out of range.
+
+    Examples:
+        >>> images, labels = next(iter(Digits(batch_size=8, as_images=True).train_dataloader()))
+        >>> images.shape, labels.shape
+        (torch.Size([8, 1, 8, 8]), torch.Size([8]))
+    """
+
+    num_classes = CLASSES
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        test_size: int = 500,
+        as_images: bool = False,
+        validation_size: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        check_number("test_size", test_size, low=CLASSES, high=IMAGES - CLASSES + 1, whole=True)
+        super().__init__(batch_size, validation_size, seed, shuffle, num_workers, drop_last)
+        self.test_size = test_size
+        self.as_images = as_images
+        self.save_hyperparameters()
+
+    def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the training images and labels, the test images and labels.
+
+        Raises:
+            MissingDependencyError: If scikit-learn isn't installed.
+        """
+        train_x, train_y, test_x, test_y = _load(self.test_size, self.seed, type(self).__name__)
+        shape = (-1, 1, 8, 8) if self.as_images else (-1, PIXELS)
+        return train_x.reshape(shape), train_y, test_x.reshape(shape), test_y
 
 
 class _DigitTasks(LightningDataModule, ABC):
@@ -62,20 +132,9 @@ class _DigitTasks(LightningDataModule, ABC):
         """
         if self._train:
             return
-        try:
-            from sklearn.datasets import load_digits
-            from sklearn.model_selection import train_test_split
-        except ImportError as error:
-            raise MissingDependencyError("scikit-learn", "stacking", type(self).__name__) from error
-        images, targets = load_digits(return_X_y=True)
-        train_x, test_x, train_y, test_y = (
-            torch.from_numpy(part)
-            for part in train_test_split(
-                images, targets, test_size=self.test_size, random_state=self.seed, stratify=targets
-            )
-        )
-        self._test = self._tasks((test_x / 16).float(), test_y.long())
-        self._train = self._tasks((train_x / 16).float(), train_y.long())
+        train_x, train_y, test_x, test_y = _load(self.test_size, self.seed, type(self).__name__)
+        self._test = self._tasks(test_x, test_y)
+        self._train = self._tasks(train_x, train_y)
         # the loaders of later epochs and tasks go on drawing where the earlier ones stopped
         self._order = torch.Generator().manual_seed(self.seed)
         self._evaluation = torch.Generator().manual_seed(self.seed)

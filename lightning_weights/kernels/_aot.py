@@ -1,26 +1,27 @@
 """Ahead-of-time proof: every kernel is compiled for every target, and the machine code read and judged, without a GPU.
 
-An op takes part by being listed in `KERNEL_MODULES` and defining ``aot_rows(warp_size) -> list[Row]``. The table must
-be made in a process without Triton's interpreter: kernels decorated for it cannot be compiled.
+An op takes part by being a folder with a ``kernel.py`` that defines ``aot_rows(warp_size) -> list[Row]``. The table
+must be made in a process without Triton's interpreter: kernels decorated for it cannot be compiled.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import re
-import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_weights.errors import KernelUnavailableError, MissingDependencyError
+from lightning_weights.kernels._machine_code import read_amd, read_nvidia
 from lightning_weights.kernels._op import interpreting, triton_installed
 
-KERNEL_MODULES = ("lightning_weights.kernels.classp_step.kernel",)
+KERNEL_MODULES = tuple(
+    f"lightning_weights.kernels.{path.parent.name}.kernel" for path in sorted(Path(__file__).parent.glob("*/kernel.py"))
+)
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -37,13 +38,19 @@ class Row:
     Args:
         name: Variant, as the table prints it.
         kernel: The ``@triton.jit`` function.
-        signature: Type of each run-time argument: ``fp32``, ``i32``, or a 16-byte aligned pointer, ``*fp32``, ``*i64``.
+        signature: Type of each run-time argument: ``fp32``, ``i32``, ``i32:16`` for a multiple of 16, or a 16-byte
+            aligned pointer, ``*fp32``, ``*i64``.
         constexprs: Values of the compile-time arguments.
         num_warps: Warps per program.
         registers: Budget of registers per thread.
         even: Whether the variant is the unmasked one, whose accesses must all be 128 bits wide.
         loads: Bytes that each vector load of a program moves, as in the kernel's cost model.
         stores: Bytes that each vector store of a program moves.
+        wide_loads: Exact number of 128-bit loads per target, where the bytes do not give it: pipelined loops repeat
+            their loads, and short vectors are loaded by many threads at once.
+        opcodes: Start of an instruction that must occur, per target: tensor cores where a product promises them.
+        num_stages: Stages of software pipelining; None for Triton's default.
+        fp_fusion: Whether products and sums may be fused, as at the launch.
     """
 
     name: str
@@ -55,6 +62,10 @@ class Row:
     even: bool
     loads: tuple[int, ...]
     stores: tuple[int, ...]
+    wide_loads: Mapping[str, int] = field(default_factory=dict)
+    opcodes: Mapping[str, str] = field(default_factory=dict)
+    num_stages: int | None = None
+    fp_fusion: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,24 +167,24 @@ def _reports(folder: Path) -> Iterator[Report]:
 
 def _judge(row: Row, target: str, folder: Path) -> Report:
     binary = _compile(row, target)
-    facts = _read_amd(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else _read_nvidia(binary.asm["cubin"], folder)
+    code = read_amd(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_nvidia(binary.asm["cubin"], folder)
+    facts, opcode = code.facts(), row.opcodes.get(target, "")
     vector = {
         way: len(re.findall(rf"tt\.{way} .*: tensor<[\dx]+!tt\.ptr", binary.asm["ttir"])) for way in ("load", "store")
     }
-    accesses = {
-        way: sum(moved) // (16 * row.num_warps * TARGETS[target][2])
-        for way, moved in (("load", row.loads), ("store", row.stores))
-    }
+    threads = row.num_warps * TARGETS[target][2]
+    loads, stores = (sum(moved) // (16 * threads) for moved in (row.loads, row.stores))
+    loads = row.wide_loads.get(target, loads)
     gates = {
         f"{facts['spills']} spills": facts["spills"] == 0,
         f"{facts['registers']} registers, budget {row.registers}": facts["registers"] <= row.registers,
         f"{binary.metadata.shared} bytes of shared memory": binary.metadata.shared <= SHARED_LIMITS[target],
         f"{vector['load']} vector loads, cost model {len(row.loads)}": vector["load"] == len(row.loads),
         f"{vector['store']} vector stores, cost model {len(row.stores)}": vector["store"] == len(row.stores),
-        f"{facts['wide_loads']} loads of 128 bits instead of {accesses['load']}": not row.even
-        or facts["wide_loads"] == accesses["load"],
-        f"{facts['wide_stores']} stores of 128 bits instead of {accesses['store']}": not row.even
-        or facts["wide_stores"] == accesses["store"],
+        f"{facts['wide_loads']} loads of 128 bits instead of {loads}": not row.even or facts["wide_loads"] == loads,
+        f"{facts['wide_stores']} stores of 128 bits instead of {stores}": not row.even
+        or facts["wide_stores"] == stores,
+        f"no instruction {opcode}": any(instruction.startswith(opcode) for instruction in code.opcodes),
     }
     return Report(
         kernel=row.kernel.fn.__name__,
@@ -193,44 +204,11 @@ def _compile(row: Row, target: str) -> Any:
     from triton.backends.compiler import GPUTarget
 
     names = row.kernel.arg_names
-    signature = {name: row.signature.get(name, "constexpr") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    types = {name: row.signature.get(name, "constexpr") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if re.match(r"\*|.*:16$", types[name])}
+    signature = {name: kind.removesuffix(":16") for name, kind in types.items()}
     source = triton.compiler.ASTSource(fn=row.kernel, signature=signature, constexprs=row.constexprs, attrs=aligned)
-    options = {"num_warps": row.num_warps, "enable_fp_fusion": False}
+    options = {"num_warps": row.num_warps, "enable_fp_fusion": row.fp_fusion}
+    if row.num_stages is not None:
+        options["num_stages"] = row.num_stages
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-
-
-@functools.cache
-def _cuobjdump() -> str:
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-
-
-def _read_nvidia(cubin: bytes, folder: Path) -> dict[str, int]:
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    usage, sass = (
-        subprocess.run([_cuobjdump(), flag, str(path)], capture_output=True, text=True, check=True).stdout
-        for flag in ("--dump-resource-usage", "-sass")
-    )
-    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", sass)
-    return {
-        "registers": resources["REG"],
-        # The stack and its opcodes show spills; cuobjdump's LOCAL stays zero even with kilobytes of them.
-        "spills": resources["STACK"] + sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
-        "wide_loads": sum(opcode.startswith("LDG") and ".128" in opcode for opcode in opcodes),
-        "wide_stores": sum(opcode.startswith("STG") and ".128" in opcode for opcode in opcodes),
-    }
-
-
-def _read_amd(amdgcn: str) -> dict[str, int]:
-    names = (r"\.vgpr_count", r"\.vgpr_spill_count", r"\.sgpr_spill_count", "ScratchSize")
-    registers, *spills = (int(re.findall(rf"{name}:\s+(\d+)", amdgcn)[-1]) for name in names)
-    return {
-        "registers": registers,
-        "spills": sum(spills),
-        "wide_loads": amdgcn.count("global_load_dwordx4"),
-        "wide_stores": amdgcn.count("global_store_dwordx4"),
-    }

@@ -1,5 +1,13 @@
 """Metrics that the methods are judged by."""
 
+from lightning_weights.metrics.adversarial_accuracy import AdversarialAccuracy
+from lightning_weights.metrics.condition_number import ConditionNumber
 from lightning_weights.metrics.task_accuracy import TaskAccuracyMatrix
+from lightning_weights.metrics.verified_error import VerifiedError
 
-__all__ = ["TaskAccuracyMatrix"]
+__all__ = [
+    "AdversarialAccuracy",
+    "ConditionNumber",
+    "TaskAccuracyMatrix",
+    "VerifiedError",
+]

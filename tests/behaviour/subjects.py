@@ -5,6 +5,9 @@ A new method adds its classes to SUBJECTS and one run to SETUPS; every test of t
 
 from typing import Any
 
+import pytest
+from torch import Tensor
+
 import lightning_weights.callbacks
 import lightning_weights.optimizers
 from lightning_weights.errors import ShardedParameterError
@@ -24,16 +27,122 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "lightning_weights.callbacks.TaskStream": Subject({"epochs_per_task": [2, 1, 3]}, wrong=("epochs_per_task", "all")),
     "lightning_weights.callbacks.ExactResume": Subject({}, wrong=None),
+    "lightning_weights.callbacks.IBPWarmup": Subject(
+        {
+            "max_eps": 0.1,
+            "network": "net",
+            "kind": "linear",
+            "start_epoch": 1,
+            "ramp_epochs": 2,
+            "mid": 0.5,
+            "beta": 3.0,
+            "bound": "crown-ibp",
+            "loss_fusion": True,
+            "reg_lambda": 0.1,
+            "reg_terms": ["relu"],
+            "tol": 0.4,
+            "min_eps_reg": 1e-5,
+            "sync_regularizer": True,
+            "mean": [0.1],
+            "std": [0.5],
+            "input_range": [-1.0, 1.0],
+            "init": "keep",
+            "force_init": True,
+        },
+        wrong=("kind", "cubic"),
+    ),
+    "lightning_weights.callbacks.TSCNC": Subject(
+        {
+            "num_train_samples": 16,
+            "weight_decay": 1e-4,
+            "l0": 1e-2,
+            "a": 10.0,
+            "tsc_weight": 0.5,
+            "cnc_weight": 0.1,
+            "cnc_layers": ["net.0", "net.3"],
+            "cnc_mode": "amgm",
+            "gated_layers": ["net.0"],
+            "droprate_init": 0.2,
+            "temperature": 0.5,
+            "ema_decay": 0.9,
+            "released_sign": True,
+        },
+        wrong=("cnc_mode", "spectral"),
+    ),
+    "lightning_weights.callbacks.ScorePruning": Subject(
+        {
+            "keep": 0.5,
+            "scope": "global",
+            "init": "random",
+            "train_bn": False,
+            "exclude": ["net.3"],
+            "start_epoch": 1,
+        },
+        wrong=("scope", "network"),
+    ),
+    "lightning_weights.callbacks.FinetunePruned": Subject({"start_epoch": 2}, wrong=("start_epoch", "last")),
+    "lightning_weights.callbacks.WeightAligning": Subject(
+        {"classifier": "net.3", "num_old": 1, "clip": False, "align": False, "include_bias": True},
+        wrong=("num_old", "half"),
+    ),
 }
+
+PLAIN_SGD = ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
+_EXACT = ("lightning_weights.callbacks.ExactResume", {})
 
 _CLASSP_CALLBACKS: tuple[Any, ...] = (
     ("lightning_weights.callbacks.TaskStream", {"epochs_per_task": 1}),
     ("lightning_weights.callbacks.CLASSPPhases", {"first_threshold": 0.0, "later_threshold": 1e-4, "unit": "task"}),
-    ("lightning_weights.callbacks.ExactResume", {}),
+    _EXACT,
+)
+
+
+def certified_loss(module: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of a module that IBPWarmup has given a certifier."""
+    return module.certifier.loss(module.net, x, y)
+
+
+_RAMP = {"max_eps": 0.1, "network": "net", "start_epoch": 1, "ramp_epochs": 2, "input_range": [-10.0, 10.0]}
+_PHASES = (
+    ("lightning_weights.callbacks.ScorePruning", {"keep": 0.5, "start_epoch": 1}),
+    ("lightning_weights.callbacks.FinetunePruned", {"start_epoch": 2}),
 )
 
 SETUPS: tuple[Setup, ...] = (
     Setup("classp", ("lightning_weights.optimizers.CLASSP", {"lr": 0.05, "threshold": 1e-5}), _CLASSP_CALLBACKS),
+    Setup(
+        "ibp_warmup",
+        PLAIN_SGD,
+        (("lightning_weights.callbacks.IBPWarmup", {**_RAMP, "sync_regularizer": True}), _EXACT),
+        loss=certified_loss,
+        refuses={"fsdp2": ShardedParameterError, "no matrices": ValueError},
+        differs={
+            "accumulation": "the regularisers look at whole batches, not at sums over samples",
+            "bf16": "bounds are computed in fp32 under autocast too",
+        },
+    ),
+    Setup(
+        "tscnc",
+        PLAIN_SGD,
+        (
+            ("lightning_weights.callbacks.TSCNC", {"gated_layers": None, "cnc_weight": 0.1, "ema_decay": None}),
+            *_PHASES,
+            _EXACT,
+        ),
+        refuses={"fsdp2": ShardedParameterError, "no matrices": ValueError},
+    ),
+    Setup(
+        "weight_align",
+        PLAIN_SGD,
+        (
+            (
+                "lightning_weights.callbacks.WeightAligning",
+                {"classifier": "net.3", "num_old": 1, "include_bias": True},
+            ),
+            _EXACT,
+        ),
+        refuses={"no matrices": ValueError},
+    ),
 )
 
 # Options that behave differently where something is resumed or distributed; the rest of the battery leaves them out.
@@ -44,10 +153,34 @@ VARIANTS: tuple[Setup, ...] = (
         _CLASSP_CALLBACKS,
         refuses={"fsdp2": ShardedParameterError},
     ),
+    Setup(
+        "ibp_warmup_local",
+        PLAIN_SGD,
+        (("lightning_weights.callbacks.IBPWarmup", {**_RAMP, "bound": "crown-ibp"}), _EXACT),
+        loss=certified_loss,
+        refuses={"fsdp2": ShardedParameterError},
+        differs={"ddp": "every process regularises its own part of the batch"},
+    ),
+    Setup(
+        "tscnc_gated",
+        PLAIN_SGD,
+        (
+            ("lightning_weights.callbacks.TSCNC", {"gated_layers": ["net.0"], "cnc_weight": 0.1, "ema_decay": 0.9}),
+            *_PHASES,
+            _EXACT,
+        ),
+        refuses={"fsdp2": ShardedParameterError},
+    ),
 )
 
 OPTIMIZERS = [path for path in SUBJECTS if path.startswith("lightning_weights.optimizers.")]
 CALLBACKS = [path for path in SUBJECTS if path.startswith("lightning_weights.callbacks.")]
+
+every_setup = pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+# what only the package's own optimizers have to show
+own_optimizers = pytest.mark.parametrize(
+    "row", [row for row in SETUPS if row.optimizer[0] in OPTIMIZERS], ids=lambda row: row.name
+)
 
 
 def public_parts() -> set[str]:
@@ -58,5 +191,6 @@ def public_parts() -> set[str]:
 
 
 def parts_in_setups() -> set[str]:
-    """Return the import paths of the classes that take part in some run."""
-    return {path for row in SETUPS for path, _ in (row.optimizer, *row.callbacks)}
+    """Return the import paths of the package's classes that take part in some run."""
+    paths = {path for row in SETUPS for path, _ in (row.optimizer, *row.callbacks)}
+    return {path for path in paths if path.startswith("lightning_weights.")}

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from tests.behaviour.subjects import CALLBACKS, OPTIMIZERS, SETUPS, SUBJECTS
+from tests.behaviour.subjects import CALLBACKS, OPTIMIZERS, SETUPS, SUBJECTS, every_setup, own_optimizers
 from tests.helpers.battery import NOISE, SaveAt, differing, flat, locate, small_module, tasks, train
 from tests.helpers.tiny import ROOTS
 
@@ -50,8 +50,8 @@ def trained() -> dict[str, list[Any]]:
     return callbacks
 
 
+@every_setup
 @pytest.mark.parametrize("copier", COPIERS)
-@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
 def test_copies_of_used_callbacks_are_lean_and_equal(trained, row, copier):
     for callback in trained[row.name]:
         twin = COPIERS[copier](callback)
@@ -63,15 +63,15 @@ def test_copies_of_used_callbacks_are_lean_and_equal(trained, row, copier):
         assert lean_pickle(twin) == lean_pickle(callback)
 
 
+@every_setup
 @pytest.mark.parametrize("copier", COPIERS)
-@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
 def test_copies_train_like_the_original(trained, row, copier):
     twins = [COPIERS[copier](callback) for callback in row.make_callbacks()]
     assert not differing(train(row), train(row, callbacks=twins))
 
 
+@own_optimizers
 @pytest.mark.parametrize("copier", COPIERS)
-@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
 def test_optimizers_are_copied_with_their_state_and_weights(row, copier):
     def steps(network: nn.Module, optimizer: Any, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def test_state_keys_do_not_depend_on_the_module_of_definition(path):
     assert "0x" not in build(path).state_key
 
 
-@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+@every_setup
 def test_checkpoints_are_plain(row, tmp_path):
     train(row, extra=[SaveAt("on_train_batch_end", 6, tmp_path / "ckpt")])
     checkpoint = torch.load(tmp_path / "ckpt", weights_only=True)
@@ -136,7 +136,7 @@ def test_arguments_of_other_types_become_plain(path, form):
         assert pickle.dumps(part) == pickle.dumps(plain)
 
 
-@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
+@every_setup
 def test_omegaconf_groups_and_arguments_train(row):
     path, arguments = row.optimizer
     configured = {
@@ -146,8 +146,8 @@ def test_omegaconf_groups_and_arguments_train(row):
     assert not differing(train(row), train(row, small_module(row, **configured), callbacks=callbacks))
 
 
+@every_setup
 @pytest.mark.parametrize("root", ROOTS)
-@pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name)
 def test_callbacks_may_be_hyper_parameters(row, root, tmp_path):
     """Some projects deep-copy their callbacks at construction and pickle the live ones into every checkpoint."""
 

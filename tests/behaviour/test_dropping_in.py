@@ -8,14 +8,11 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from tests.behaviour.subjects import OPTIMIZERS, SETUPS, SUBJECTS
+from tests.behaviour.subjects import SUBJECTS, every_setup, own_optimizers
 from tests.helpers.battery import NOISE, SaveAt, differing, locate, small_module, tasks, train
 from tests.helpers.tiny import ROOTS
 
-pytestmark = [
-    pytest.mark.filterwarnings(NOISE),
-    pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name),
-]
+pytestmark = pytest.mark.filterwarnings(NOISE)
 
 
 def straight_and_resumed(row: Any, path: Any, root: str = ROOTS[0], **overrides: Any) -> tuple[Any, Any]:
@@ -28,19 +25,22 @@ def straight_and_resumed(row: Any, path: Any, root: str = ROOTS[0], **overrides:
     return runs[0], runs[1]
 
 
+@every_setup
 @pytest.mark.parametrize("root", ROOTS)
 def test_trains_and_resumes_under_both_roots(row, root, tmp_path):
     straight, resumed = straight_and_resumed(row, tmp_path / "ckpt", root)
     assert not differing(straight, resumed)
-    moved = [straight[f".weights.net.{name}"] for name in row.make_network().state_dict()]
-    assert any(not torch.equal(a, b) for a, b in zip(moved, row.make_network().state_dict().values(), strict=True))
+    start = {f".weights.net.{name}": value for name, value in row.make_network().state_dict().items()}
+    assert any(not torch.equal(straight[name], value) for name, value in start.items() if name in straight)
 
 
+@every_setup
 def test_both_roots_give_the_same_numbers(row):
     ours, theirs = (train(row, root=root) for root in ROOTS)
     assert not differing(ours, theirs)
 
 
+@every_setup
 @pytest.mark.parametrize("built_in", ["setup", "configure_model"])
 def test_networks_built_late(row, built_in, tmp_path):
     straight, resumed = straight_and_resumed(row, tmp_path / "ckpt", built_in=built_in)
@@ -49,6 +49,7 @@ def test_networks_built_late(row, built_in, tmp_path):
     assert not differing(straight, early)
 
 
+@every_setup
 def test_state_dict_keys_may_differ_from_parameter_names(row, tmp_path):
     def rename(old: str, new: str, names: dict[str, Any]) -> dict[str, Any]:
         return {new + name.removeprefix(old) if name.startswith(old) else name: v for name, v in names.items()}
@@ -77,16 +78,22 @@ class Scale(nn.Module):
         return torch.stack([-score, score], dim=1)
 
 
+@every_setup
 def test_networks_without_matrices(row, tmp_path):
     def build(self, place):
         if place == "__init__":
             self.net = Scale()
 
+    if "no matrices" in row.refuses:
+        with pytest.raises(row.refuses["no matrices"], match=r"weight|Linear|net"):
+            train(row, small_module(row, _build=build))
+        return
     straight, resumed = straight_and_resumed(row, tmp_path / "ckpt", _build=build)
     assert not differing(straight, resumed)
     assert not torch.equal(straight[".weights.net.weight"], Scale().weight)
 
 
+@every_setup
 def test_float32_weights_under_a_float64_default(row):
     expected = train(row)
     module, data = small_module(row), tasks()
@@ -134,6 +141,7 @@ class SwapAverages(Callback):
         self._swap(pl_module)
 
 
+@every_setup
 @pytest.mark.parametrize("first", [True, False])
 def test_averaged_weights_around_validation(row, first):
     swap = SwapAverages()
@@ -146,6 +154,7 @@ def test_averaged_weights_around_validation(row, first):
     assert not differing({name: plain[name] for name in trained}, {name: swapped[name] for name in trained})
 
 
+@own_optimizers
 def test_params_may_be_a_one_shot_iterator_given_by_keyword(row):
     path, arguments = row.optimizer
     optimizer_class = locate(path)
@@ -156,6 +165,7 @@ def test_params_may_be_a_one_shot_iterator_given_by_keyword(row):
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in network.parameters()]
 
 
+@own_optimizers
 def test_construction_after_a_type_error(row):
     """Some projects offer every argument they know and, told by a TypeError, try again with fewer."""
     path, arguments = row.optimizer
@@ -180,6 +190,7 @@ def _second_try(row: Any, module: Any) -> Any:
         return locate(path)(module.parameters(), **arguments)
 
 
+@own_optimizers
 def test_an_unasked_weight_decay_is_named(row):
     path, arguments = row.optimizer
     if "weight_decay" in inspect.signature(locate(path)).parameters:
@@ -189,10 +200,10 @@ def test_an_unasked_weight_decay_is_named(row):
             locate(path)(row.make_network().parameters(), **arguments, weight_decay=0.0)
 
 
+@own_optimizers
 def test_wrong_values_are_value_errors(row):
     """A TypeError would make such projects drop arguments silently."""
     path, _ = row.optimizer
-    assert path in OPTIMIZERS
     name, value = SUBJECTS[path].wrong
     with pytest.raises(ValueError, match=name):
         locate(path)(row.make_network().parameters(), **{name: value})

@@ -8,13 +8,10 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch._dynamo.utils import counters
 
-from tests.behaviour.subjects import SETUPS
+from tests.behaviour.subjects import every_setup, own_optimizers
 from tests.helpers.battery import NOISE, Setup, differing, flat, small_module, tasks, train
 
-pytestmark = [
-    pytest.mark.filterwarnings(NOISE),
-    pytest.mark.parametrize("row", SETUPS, ids=lambda row: row.name),
-]
+pytestmark = pytest.mark.filterwarnings(NOISE)
 
 STEPS = 12
 
@@ -44,6 +41,7 @@ def loop(row: Setup, step: Any = None, fabric: Any = None, decay: float = 1.0) -
     return flat({"weights": network.state_dict(), "optimizer": optimizer.state_dict()})
 
 
+@own_optimizers
 def test_fabric_and_a_plain_loop_agree_with_the_trainer(row):
     plain = loop(row)
     assert not differing(plain, loop(row, fabric=Fabric(accelerator="cpu", devices=1)))
@@ -65,6 +63,7 @@ def compiled_frames() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@own_optimizers
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("decay", [1.0, 0.9], ids=["constant", "scheduled"])
 def test_a_compiled_step_gives_the_same_numbers_and_is_not_compiled_again(row, decay):
@@ -84,6 +83,7 @@ def test_a_compiled_step_gives_the_same_numbers_and_is_not_compiled_again(row, d
     assert graphs[3:] == [graphs[2]] * len(graphs[3:]), f"graphs after every step: {graphs}"
 
 
+@every_setup
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_compiled_module_gives_the_same_numbers(row):
     module = torch.compile(small_module(row), backend="aot_eager")
@@ -91,6 +91,7 @@ def test_a_compiled_module_gives_the_same_numbers(row):
     assert compiled_frames() > 0, "nothing was compiled"
 
 
+@every_setup
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_compiled_network_inside_a_module_gives_the_same_numbers(row):
     module = small_module(row)

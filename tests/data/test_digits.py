@@ -1,4 +1,4 @@
-"""The digit streams: split, tasks, loaders, and no draws from global generators."""
+"""The digits and their streams: split, tasks, loaders, and no draws from global generators."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from lightning_weights.data import PermutedDigits, SplitDigits
+from lightning_weights.data import Digits, PermutedDigits, SplitDigits
 from lightning_weights.errors import MissingDependencyError
 
 STREAMS = (PermutedDigits, SplitDigits)
@@ -71,6 +71,18 @@ def test_first_permuted_task_is_the_stratified_split(seed):
     images, labels = contents(data.val_dataloader()[0])
     assert torch.equal(images, test_x.float())
     assert torch.equal(labels, test_y)
+
+
+@pytest.mark.parametrize("as_images", [False, True])
+def test_digits_are_the_stratified_split(as_images):
+    data = ready(Digits, seed=3, test_size=300, shuffle=False, as_images=as_images)
+    train_x, test_x, train_y, test_y = sklearn_split(3, 300)
+    shape = (-1, 1, 8, 8) if as_images else (-1, 64)
+    for loader, x, y in ((data.train_dataloader(), train_x, train_y), (data.test_dataloader(), test_x, test_y)):
+        images, labels = contents(loader)
+        assert torch.equal(images, x.float().reshape(shape))
+        assert torch.equal(labels, y)
+    assert data.num_classes == 10
 
 
 def test_later_tasks_permute_the_pixels_of_train_and_test_alike():
@@ -177,7 +189,7 @@ def test_task_is_validated(stream):
     assert data.task == 0
 
 
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("stream", [*STREAMS, Digits])
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
@@ -216,12 +228,12 @@ def test_split_needs_a_whole_number_of_tasks(num_tasks):
         SplitDigits(num_tasks=num_tasks)
 
 
-def test_missing_sklearn_is_named(monkeypatch):
+@pytest.mark.parametrize("stream", [SplitDigits, Digits])
+def test_missing_sklearn_is_named(monkeypatch, stream):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(
-        MissingDependencyError, match=r"SplitDigits needs the package 'scikit-learn'.*pip install scikit-learn"
-    ):
-        SplitDigits().setup()
+    message = rf"{stream.__name__} needs the package 'scikit-learn'.*pip install scikit-learn"
+    with pytest.raises(MissingDependencyError, match=message):
+        stream().setup()
 
 
 def test_hyperparameters_are_plain():

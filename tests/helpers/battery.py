@@ -1,12 +1,14 @@
 """How the behaviour battery trains, and how it looks at what a run leaves behind."""
 
 import importlib
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
@@ -43,6 +45,11 @@ class Subject:
     wrong: tuple[str, Any] | None
 
 
+def cross_entropy(module: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Return what a module of any project would train on."""
+    return nn.functional.cross_entropy(module(x), y)
+
+
 @dataclass(frozen=True)
 class Setup:
     """A tiny training run in which the parts of one method work together.
@@ -53,7 +60,10 @@ class Setup:
         callbacks: Class paths and arguments.
         epochs: Length, in epochs of four batches; the data has three tasks.
         network: Makes the network from a dropout rate.
-        refuses: Names of the situations that the method refuses, with the error: `fsdp2`.
+        loss: Turns the module, inputs and labels into the training loss.
+        refuses: Names of the situations that the method refuses, with the error: `fsdp2`, `no matrices`.
+        differs: Names of the situations in which other numbers are right, with the reason: `accumulation`, `bf16`,
+            `ddp`.
     """
 
     name: str
@@ -61,7 +71,14 @@ class Setup:
     callbacks: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     epochs: int = 3
     network: Callable[[float], nn.Module] = two_layers
+    loss: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     refuses: Mapping[str, type[Exception]] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
+
+    def skip_where_it_differs(self, situation: str) -> None:
+        """End a test that compares numbers which need not be equal."""
+        if situation in self.differs:
+            pytest.skip(self.differs[situation])
 
     def make_optimizer(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """Build the optimizer."""
@@ -118,7 +135,7 @@ class _Small:
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
-        loss = nn.functional.cross_entropy(self(x), y)
+        loss = self.row.loss(self, x, y)
         if not self.automatic_optimization:
             optimizer = self.optimizers()
             optimizer.zero_grad()
@@ -213,6 +230,8 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any], tolerance: float = 0.0
 
 
 def _alike(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, float) and isinstance(b, float) and tolerance:
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
     if not isinstance(a, Tensor):
         return a == b
     if a.dtype != b.dtype or a.shape != b.shape:

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from lightning_weights.errors import KernelUnavailableError
-from lightning_weights.kernels import _aot
+from lightning_weights.kernels import _aot, _machine_code
 
 pytest.importorskip("triton")
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,11 @@ def reports(tmp_path_factory):
 
 
 def test_every_gate_holds(reports):
-    failures = {(report["variant"], report["target"]): report["failures"] for report in reports if report["failures"]}
+    failures = {
+        (report["kernel"], report["variant"], report["target"]): report["failures"]
+        for report in reports
+        if report["failures"]
+    }
     assert not failures
 
 
@@ -35,9 +42,13 @@ def test_every_kernel_is_compiled_for_every_target(reports):
 
 
 def test_full_blocks_move_128_bits_at_a_time(reports):
+    """Every kernel reads at least one large tensor; the streaming ones read and write several."""
     full = [report for report in reports if report["even"]]
-    assert full
-    assert all(report["wide_loads"] >= 3 and report["wide_stores"] >= 2 for report in full)
+    assert {report["kernel"] for report in full} == {report["kernel"] for report in reports}
+    assert all(report["wide_loads"] >= 1 for report in full)
+    steps = [report for report in full if report["kernel"] == "classp_step_fwd_kernel"]
+    assert steps
+    assert all(report["wide_loads"] >= 3 and report["wide_stores"] >= 2 for report in steps)
 
 
 def test_the_table_names_every_failure(reports):
@@ -46,10 +57,64 @@ def test_the_table_names_every_failure(reports):
     assert _aot.as_markdown(broken).count("**fails**") == 1
 
 
-def test_gates_can_fail():
+AMD = """
+.vgpr_count: 40
+.vgpr_spill_count: 3
+.sgpr_spill_count: 0
+ScratchSize: 16
+    global_load_dwordx4 v[0:3]
+    global_load_dword v4
+    v_mfma_f32_32x32x2_f32 v[0:3]
+"""
+TTIR = "%1 = tt.load %0 : tensor<512x!tt.ptr<f32>>"
+
+
+def test_machine_code_is_read():
     """A reader that saw neither spills nor narrow accesses would accept everything."""
-    amd = ".vgpr_count: 40\n.vgpr_spill_count: 3\n.sgpr_spill_count: 0\nScratchSize: 16\nglobal_load_dwordx4 v[0:3]"
-    assert _aot._read_amd(amd) == {"registers": 40, "spills": 19, "wide_loads": 1, "wide_stores": 0}
+    code = _machine_code.read_amd(AMD)
+    assert code.facts() == {"registers": 40, "spills": 19, "wide_loads": 1, "wide_stores": 0}
+    assert code.opcodes == ["global_load_dwordx4", "global_load_dword", "v_mfma_f32_32x32x2_f32"]
+
+
+def judged(monkeypatch, **changes):
+    """Judge code without spills, of one 128-bit load per thread, against a row that differs from it in something."""
+    binary = SimpleNamespace(
+        asm={"amdgcn": AMD.replace("count: 3", "count: 0").replace("16", "0"), "ttir": TTIR},
+        metadata=SimpleNamespace(shared=1024),
+    )
+    monkeypatch.setattr(_aot, "_compile", lambda row, target: binary)
+    kernel = SimpleNamespace(fn=SimpleNamespace(__name__="kernel"))
+    expected = {"registers": 40, "even": True, "loads": (2048,), "stores": (), **changes}
+    row = _aot.Row(name="", kernel=kernel, signature={}, constexprs={}, num_warps=2, **expected)
+    return _aot._judge(row, "gfx942", None).failures
+
+
+@pytest.mark.parametrize(
+    ("changes", "failure"),
+    [
+        ({}, None),
+        ({"even": False, "loads": (4096,)}, None),
+        ({"wide_loads": {"gfx942": 1, "sm_90": 7}}, None),
+        ({"opcodes": {"gfx942": "v_mfma", "sm_90": "HGMMA"}}, None),
+        ({"registers": 39}, "40 registers, budget 39"),
+        ({"loads": (4096,)}, "1 loads of 128 bits instead of 2"),
+        ({"wide_loads": {"gfx942": 3}}, "1 loads of 128 bits instead of 3"),
+        ({"loads": (1024, 1024)}, "1 vector loads, cost model 2"),
+        ({"opcodes": {"gfx942": "v_mfma_f32_16x16"}}, "no instruction v_mfma_f32_16x16"),
+    ],
+    ids=str,
+)
+def test_gates_can_fail(monkeypatch, changes, failure):
+    assert judged(monkeypatch, **changes) == ([] if failure is None else [failure])
+
+
+def test_missing_stores_and_too_much_shared_memory_fail(monkeypatch):
+    monkeypatch.setitem(_aot.SHARED_LIMITS, "gfx942", 1000)
+    assert judged(monkeypatch, stores=(2048,)) == [
+        "1024 bytes of shared memory",
+        "0 vector stores, cost model 1",
+        "0 stores of 128 bits instead of 1",
+    ]
 
 
 def test_the_interpreter_is_refused(monkeypatch):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_weights.kernels.classp_step import eager
 from lightning_weights.kernels.classp_step.cost import cost, cost_eager, pick_config
 from tests.kernels.classp_cases import lists
+from tests.kernels.traffic import Traffic
 
 
 @pytest.mark.parametrize("numel", [0, 1, 1000, 1 << 22, 10**9])
@@ -52,31 +52,11 @@ def test_fp32_weights_cost_20_bytes_and_skipped_ones_4():
     assert everything.flops > half.flops > nothing.flops > 0
 
 
-class _Traffic(TorchDispatchMode):
-    """Adds up the bytes of what operators read and write; one tensor in two places is read once."""
-
-    def __init__(self):
-        super().__init__()
-        self.read = self.written = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        views = ("view", "split", "slice", "unbind", "empty", "_local_scalar_dense", "lift_fresh", "detach", "alias")
-        if not any(name in str(function) for name in views) and getattr(result, "numel", int)() != 0:
-            destination = (kwargs or {}).get("out", result)
-            reads = {id(t): t for t in args if isinstance(t, torch.Tensor) and t.dim() and t is not destination}
-            if str(function).split(".")[1].endswith("_"):
-                reads[id(args[0])] = args[0]
-            self.read += sum(tensor.nbytes for tensor in reads.values())
-            self.written += destination.nbytes if destination.dim() else 0
-        return result
-
-
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("decay", [True, False])
 def test_eager_cost_is_what_its_operators_move(power, decay):
     data = lists([(4096,), (777,)])
-    with _Traffic() as traffic:
+    with Traffic() as traffic:
         counts = torch.zeros(2, dtype=torch.int64)
         before = traffic.read, traffic.written
         eager.step_in_cache(*data, counts, 0.1, 1e-4, power, 1e-5, decay, False)

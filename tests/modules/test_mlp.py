@@ -3,12 +3,14 @@
 import copy
 import pickle
 import re
+from collections import UserList
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lightning_weights.modules import MLP
 
@@ -44,8 +46,9 @@ def test_last_layer_is_the_head():
     assert [name for name, _ in model.named_children()] == ["body", "head"]
 
 
-def test_hidden_may_be_a_list():
-    assert MLP(hidden=[4]).head.in_features == 4
+@pytest.mark.parametrize("sequence", [list, UserList])
+def test_hidden_may_be_any_sequence(sequence):
+    assert MLP(hidden=sequence([4])).head.in_features == 4
 
 
 def test_dropout_acts_in_training_only():
@@ -53,6 +56,38 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
+
+
+def test_without_classes_the_features_come_out():
+    model, classifier, x = MLP(hidden=(6, 5), num_classes=None), MLP(hidden=(6, 5), num_classes=3), torch.randn(7, 64)
+    classifier.load_state_dict(model.state_dict(), strict=False)
+    assert [type(model.head), model(x).shape, model(x).min().item()] == [nn.Identity, (7, 5), 0.0]
+    assert torch.equal(classifier.head(model(x)), classifier(x))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_stands_between_linear_layer_and_relu(train):
+    model, x = MLP(4, (6, 5), 3, batch_norm=True).double().train(train), torch.randn(7, 4, dtype=torch.float64)
+    norms = [layer for layer in model.body if isinstance(layer, nn.BatchNorm1d)]
+    linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    expected = x
+    for linear, norm in zip(linears, norms, strict=False):
+        z = expected @ linear.weight.T + linear.bias
+        mean, var = (z.mean(0), z.var(0, correction=0)) if train else (norm.running_mean, norm.running_var)
+        expected = ((z - mean) / (var + 1e-5).sqrt() * norm.weight + norm.bias).clamp(min=0)
+    torch.testing.assert_close(model(x), expected @ linears[-1].weight.T + linears[-1].bias)
+
+
+def test_names_of_weights_stay_without_batch_norm():
+    """Checkpoints from before the option still load."""
+    assert list(MLP(hidden=(6, 5)).state_dict()) == [
+        f"{layer}.{name}" for layer in ("body.1", "body.4", "head") for name in ("weight", "bias")
+    ]
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -71,7 +106,9 @@ def test_copies(duplicate):
         ({"hidden": None}, "hidden is None; allowed is a tuple or list"),
         ({"hidden": 8}, "hidden is 8; allowed is a tuple or list"),
         ({"num_classes": -1}, "num_classes is -1; allowed is a whole number in [1, inf)"),
-        ({"num_classes": None}, "num_classes is None; allowed is a whole number in [1, inf)"),
+        ({"num_classes": 2.5}, "num_classes is 2.5; allowed is a whole number in [1, inf)"),
+        ({"num_classes": None, "hidden": ()}, "hidden is (); allowed is at least one width where num_classes is None"),
+        ({"hidden": "12"}, "hidden is '12'; allowed is a tuple or list"),
         ({"dropout": 1.0}, "dropout is 1.0; allowed is a finite number in [0.0, 1.0)"),
         ({"dropout": -0.1}, "dropout is -0.1; allowed is a finite number in [0.0, 1.0)"),
         ({"dropout": float("nan")}, "dropout is nan; allowed is a finite number in [0.0, 1.0)"),
