@@ -63,7 +63,7 @@ def test_public_names_are_documented(name):
     assert docstring, "no docstring"
     summary = inspect.cleandoc(docstring).split("\n\n")[0]
     assert summary.endswith("."), f"the first paragraph is not a sentence: {summary!r}"
-    described = argument_lines(docstring)
+    described = argument_lines(docstring.replace("Attributes:", "Args:"))  # what the fields of a NamedTuple are called
     constructor = value.__init__ if inspect.isclass(value) else value
     parameters = set(inspect.signature(constructor).parameters) - {"self"}
     if hasattr(value, "_fields"):  # a NamedTuple, whose constructor is __new__

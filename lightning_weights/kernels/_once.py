@@ -14,7 +14,7 @@ def differentiable_once(operator: Callable[..., Any]) -> Callable[..., Any]:
     A raw operator without formula gives ``torch.func.grad`` of a gradient silent zeros.
 
     Args:
-        operator: What [`register`][] returned for the backward pass.
+        operator: What ``register`` returned for the backward pass.
 
     Returns:
         A function with the operator's arguments and results, to be called inside the backward pass.

@@ -24,7 +24,7 @@ SMALLEST_SHARE = 1e-5  # of CROWN in the bound; below, only intervals are comput
 class CertifiedLossOutput(NamedTuple):
     """What `CertifiedLoss` returns.
 
-    Args:
+    Attributes:
         loss: What to minimise.
         clean_ce: Cross-entropy on the clean inputs.
         robust_loss: Upper bound of the cross-entropy over the box, with ``min_eps_reg`` for a radius of 0.

@@ -14,7 +14,7 @@ ROUNDINGS = 8  # of one output on top of those of its sum: bias, BatchNorm's aff
 class IntervalAffine(NamedTuple):
     """Intervals behind an affine layer, as centres and half-widths.
 
-    Args:
+    Attributes:
         center: Centres behind the ReLU; without one, ``pre_center`` itself.
         radius: Half-widths behind the ReLU; without one, ``pre_radius`` itself.
         pre_center: Centres in front of the ReLU, [c].
