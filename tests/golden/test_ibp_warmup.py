@@ -30,7 +30,7 @@ def tensor(name):
     return torch.tensor(GOLDEN[name])
 
 
-def check(actual, name, **tolerance):
+def assert_golden(actual, name, **tolerance):
     actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else actual
     np.testing.assert_allclose(actual, GOLDEN[name], err_msg=name, **tolerance)
 
@@ -107,14 +107,14 @@ def trained():
 def test_steps_of_training():
     for step, net, out, numbers, gradients in trained():
         for name, value in numbers.items():
-            check(value, f"step{step}.{name}", **(BOUNDS if name != "grad_norm" else {"rtol": 1e-4}))
+            assert_golden(value, f"step{step}.{name}", **(BOUNDS if name != "grad_norm" else {"rtol": 1e-4}))
         for name in entries(rf"step{step}\.grad\..*"):
-            check(gradients[name.partition(".grad.")[2]], name, **GRADIENTS)
+            assert_golden(gradients[name.partition(".grad.")[2]], name, **GRADIENTS)
         for name in entries(rf"step{step}\.pre\d+\.(lower|upper)"):
             index, end = re.fullmatch(r".*\.pre(\d+)\.(\w+)", name).groups()
-            check(getattr(out.preactivations[int(index)], end), name, **BOUNDS)
+            assert_golden(getattr(out.preactivations[int(index)], end), name, **BOUNDS)
         for name in entries(rf"after{step + 1}\..*"):
-            check(net.state_dict()[name.partition(".")[2]], name, rtol=0, atol=2e-5)
+            assert_golden(net.state_dict()[name.partition(".")[2]], name, rtol=0, atol=2e-5)
     assert step == STEPS - 1
 
 
@@ -127,22 +127,22 @@ def evaluated():
 
 def test_evaluation_by_intervals(evaluated):
     out = interval_forward(*evaluated[:4], spec=evaluated[4])
-    check(out.margin_lower, "eval.ibp_margin_lb", **BOUNDS)
-    check(out.lower, "eval.ibp_logit_lb", **BOUNDS)
-    check(out.upper, "eval.ibp_logit_ub", **BOUNDS)
+    assert_golden(out.margin_lower, "eval.ibp_margin_lb", **BOUNDS)
+    assert_golden(out.lower, "eval.ibp_logit_lb", **BOUNDS)
+    assert_golden(out.upper, "eval.ibp_logit_ub", **BOUNDS)
 
 
 def test_evaluation_by_crown(evaluated):
     out, margins = crown_margins(*evaluated)
-    check(margins, "eval.crown_ibp_margin_lb", **BOUNDS)
-    check(out.margin_lower, "eval.ibp_margin_lb", **BOUNDS)
+    assert_golden(margins, "eval.crown_ibp_margin_lb", **BOUNDS)
+    assert_golden(out.margin_lower, "eval.ibp_margin_lb", **BOUNDS)
 
 
 def test_fused_losses(evaluated):
     out, losses = crown_fused_loss(*evaluated)
-    check(losses, "eval.lf_crownibp_loss", **BOUNDS)
-    check(crown_fused_loss(*evaluated, share=0.0)[1], "eval.lf_ibp_loss", **BOUNDS)
-    check(nn.functional.cross_entropy(out.clean, evaluated[4], reduction="none"), "eval.lf_clean_ce", **BOUNDS)
+    assert_golden(losses, "eval.lf_crownibp_loss", **BOUNDS)
+    assert_golden(crown_fused_loss(*evaluated, share=0.0)[1], "eval.lf_ibp_loss", **BOUNDS)
+    assert_golden(nn.functional.cross_entropy(out.clean, evaluated[4], reduction="none"), "eval.lf_clean_ce", **BOUNDS)
 
 
 def test_network_without_batch_norm():
@@ -150,24 +150,24 @@ def test_network_without_batch_norm():
     x, y, eps = tensor("mlp.x"), tensor("mlp.y"), float(GOLDEN["mlp.eps"])
     z, lower, upper = input_box(x, eps, clip_min=None, clip_max=None)
     out, crown = crown_margins(net, z, lower, upper, y)
-    check(out.margin_lower, "mlp.margin_lb", **BOUNDS)
-    check(crown, "mlp.crown_ibp_margin_lb", **BOUNDS)
+    assert_golden(out.margin_lower, "mlp.margin_lb", **BOUNDS)
+    assert_golden(crown, "mlp.crown_ibp_margin_lb", **BOUNDS)
     out = interval_forward(net, z, lower, upper, spec=y)
-    check(out.margin_lower, "mlp.margin_lb", **BOUNDS)
+    assert_golden(out.margin_lower, "mlp.margin_lb", **BOUNDS)
     for i, pre in enumerate(out.preactivations):
-        check(pre.lower, f"mlp.pre{i}.lower", **BOUNDS)
-        check(pre.upper, f"mlp.pre{i}.upper", **BOUNDS)
+        assert_golden(pre.lower, f"mlp.pre{i}.lower", **BOUNDS)
+        assert_golden(pre.upper, f"mlp.pre{i}.upper", **BOUNDS)
     sums = layer_sums(out.preactivations)
     tight, balance = tightness(sums, (upper - lower).mean() / 2, TOL), relu_balance(sums, TOL)
-    check(tight, "mlp.reg_unweighted_tightness", **BOUNDS)
-    check(balance, "mlp.reg_unweighted_relu", **BOUNDS)
+    assert_golden(tight, "mlp.reg_unweighted_tightness", **BOUNDS)
+    assert_golden(balance, "mlp.reg_unweighted_relu", **BOUNDS)
     weighted = LAMBDA * (1 - float(GOLDEN["mlp.reg_eps_used_for_decay"]) / MAX_EPS) * (tight + balance)
-    check(weighted, "mlp.reg_weighted", **BOUNDS)
+    assert_golden(weighted, "mlp.reg_weighted", **BOUNDS)
     robust = robust_loss(out.margin_lower)
-    check(robust, "mlp.robust_loss", **BOUNDS)
+    assert_golden(robust, "mlp.robust_loss", **BOUNDS)
     (robust + weighted).backward()
     for name, parameter in net.named_parameters():
-        check(parameter.grad, f"mlp.grad.{name}", **GRADIENTS)
+        assert_golden(parameter.grad, f"mlp.grad.{name}", **GRADIENTS)
 
 
 def test_box_of_raw_images_is_the_normalised_one():
@@ -183,4 +183,4 @@ def test_schedule():
     epoch = int(GOLDEN["hp.epoch_len"])
     schedule = {"start_epoch": int(GOLDEN["hp.sched_start"]), "ramp_epochs": int(GOLDEN["hp.sched_length"])}
     values = [epsilon_at(s, epoch, max_eps=MAX_EPS, **schedule) for s in range(len(GOLDEN["sched_eps"]))]
-    check(np.array(values), "sched_eps", rtol=1e-12, atol=0)
+    assert_golden(np.array(values), "sched_eps", rtol=1e-12, atol=0)

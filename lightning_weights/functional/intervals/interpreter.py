@@ -230,11 +230,12 @@ def rehearse(runner: IntervalInterpreter, x: Tensor) -> IntervalInterpreter | No
         return None
     share_graphs(net, copied)
     other = IntervalInterpreter(copied, fused=False)
-    devices = [x.device] if x.is_cuda else []
+    kind = x.device.type
+    generators = {"devices": [] if kind == "cpu" else [x.device], "device_type": kind}
     runs: tuple[Callable[[Tensor], Any], ...] = (plain, lambda z: other.run(Interval.between(z, z, z)))
     values = []
     for run in runs:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.autocast(kind, enabled=False), torch.random.fork_rng(**generators):
             values.append(run(x.clone()))
     expected, found = values
     if isinstance(found, Interval) and not _same(found.clean, expected):
