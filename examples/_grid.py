@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from _harness import Settings, TrainOne, run_all, write_csv
+from _files import write_csv
+from _harness import Settings, TrainOne, run_all
 
 
 def tune(
@@ -16,6 +17,7 @@ def tune(
     best: str,
     common: Settings | None = None,
     resume: bool = False,
+    workers: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Run a grid of settings, write ``grid.csv`` and ``grid/runs.csv`` and print the best settings of every method.
 
@@ -27,6 +29,7 @@ def tune(
         best: Metric whose mean has to be largest.
         common: As in ``run_all``.
         resume: As in ``run_all``.
+        workers: As in ``run_all``.
 
     Returns:
         The best settings of each method.
@@ -37,7 +40,8 @@ def tune(
             chosen = dict(zip(axes, values, strict=True))
             label = ", ".join([method, *(f"{name} {value:g}" for name, value in chosen.items())])
             points[label] = {"method": method, **chosen}
-    results = run_all(points, seeds, train_one, out / "grid", watch=best, common=common, resume=resume)
+    shared = {"watch": best, "common": common, "resume": resume, "workers": workers}
+    results = run_all(points, seeds, train_one, out / "grid", **shared)
     rows = []
     for label, point in points.items():
         estimate = results.estimate(best, label)

@@ -11,7 +11,6 @@ An example says what one run is and leaves the rest to this file, `_plots.py` an
     conclude(results, [Column("accuracy", "accuracy")], criteria, out, claim="more accurate than SGD")
 """
 
-import csv
 import io
 import json
 import logging
@@ -22,12 +21,14 @@ import time
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from _files import Run, read_runs, replacing, write_csv, write_runs
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer, seed_everything
 
@@ -42,16 +43,7 @@ except ImportError as error:
 
 Settings = Mapping[str, Any]
 TrainOne = Callable[[Settings, int], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method trained with one seed, and the numbers that came out."""
-
-    method: str
-    seed: int
-    settings: str
-    metrics: dict[str, float]
+Key = tuple[str, int, str]  # method, seed, settings
 
 
 @dataclass(frozen=True)
@@ -116,6 +108,8 @@ def arguments(key: str, description: str, seeds: int = 5) -> ArgumentParser:
     parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, counted from 0 (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results") / key, help="folder for results (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="keep the runs in the folder that have the same settings")
+    workers = min(2, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=workers, help="runs at a time, a process each (%(default)s)")
     return parser
 
 
@@ -141,8 +135,9 @@ def run_all(
     watch: str,
     common: Settings | None = None,
     resume: bool = False,
+    workers: int = 1,
 ) -> Results:
-    """Train all methods with all seeds on one thread: seed by seed, the methods in turn, so that drift hits all alike.
+    """Train all methods with all seeds, a thread each: seed by seed, the methods in turn, so that drift hits all alike.
 
     Args:
         methods: Settings of each method, plain values.
@@ -152,12 +147,13 @@ def run_all(
         watch: Metric whose mean so far is shown while running.
         common: Settings shared by all methods, kept with the runs so that ``resume`` notices when they change.
         resume: Whether runs found in ``runs.csv`` with the same method, seed and settings are taken from there.
+        workers: How many runs at a time. More than 1 take processes of their own, to which ``train_one`` is pickled.
 
     Returns:
         The results.
 
     Raises:
-        ValueError: If there is nothing to run.
+        ValueError: If there is nothing to run, or nobody to do it.
     """
     plan = {
         (name, seed, json.dumps({**(common or {}), **settings}, sort_keys=True)): settings
@@ -168,26 +164,48 @@ def run_all(
         raise ValueError(
             "nothing to run: seeds and methods must have at least one entry each, so use --seeds 1 or more"
         )
+    if workers < 1:
+        raise ValueError(f"workers={workers}: at least one process has to run; use --workers 1 or more")
     torch.set_num_threads(1)
     path = out / "runs.csv"
     found = read_runs(path) if resume else []
     done = {key: run for run in found if (key := (run.method, run.seed, run.settings)) in plan}
-    texts = progress.TextColumn("{task.description}"), progress.TextColumn("{task.fields[news]}")
+    pending = {key: settings for key, settings in plan.items() if key not in done}
+    texts = progress.TextColumn("runs"), progress.TextColumn("{task.description}")
     times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
     with progress.Progress(texts[0], progress.BarColumn(20), progress.MofNCompleteColumn(), *times, texts[1]) as bars:
-        bar = bars.add_task("", total=len(plan), news="")
-        for key, settings in plan.items():
+        bar = bars.add_task("", total=len(plan), completed=len(done))
+        for key, metrics in _finished(pending, train_one, min(workers, len(pending))):
             name, seed, _ = key
-            bars.update(bar, description=f"seed {seed}, {name}")
-            if key not in done:
-                seed_everything(seed, verbose=False)
-                start = time.perf_counter()
-                metrics = {metric: float(value) for metric, value in train_one(settings, seed).items()}
-                done[key] = Run(*key, {**metrics, "seconds": time.perf_counter() - start})
-                write_runs(path, [done[key] for key in plan if key in done])
+            done[key] = Run(*key, metrics)
+            write_runs(path, [done[key] for key in plan if key in done])
             mean = Results(list(done.values())).estimate(watch, name)
-            bars.update(bar, advance=1, news=f"last: {mean}")
+            bars.update(bar, advance=1, description=f"seed {seed}, {name}: {watch} so far {mean}")
     return Results([done[key] for key in plan])
+
+
+def _finished(
+    pending: Mapping[Key, Settings], train_one: TrainOne, workers: int
+) -> Iterator[tuple[Key, dict[str, float]]]:
+    if workers <= 1:
+        for key, settings in pending.items():
+            yield key, _run_one(train_one, settings, key[1])
+        return
+    fresh = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=fresh, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        runs = {pool.submit(_run_one, train_one, settings, key[1]): key for key, settings in pending.items()}
+        try:
+            for run in as_completed(runs):
+                yield runs[run], run.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run_one(train_one: TrainOne, settings: Settings, seed: int) -> dict[str, float]:
+    seed_everything(seed, verbose=False)
+    start = time.perf_counter()
+    metrics = {metric: float(value) for metric, value in train_one(settings, seed).items()}
+    return {**metrics, "seconds": time.perf_counter() - start}
 
 
 def conclude(
@@ -238,44 +256,3 @@ def conclude(
         file.write_text("\n".join(line.rstrip() for line in text.getvalue().strip().split("\n")) + "\n", "utf-8")
     print("files:", *sorted(str(path) for path in out.glob("[!.]*.*")))
     return holds
-
-
-def read_runs(path: Path) -> list[Run]:
-    """Read what ``write_runs`` wrote; no file means no runs."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        Run(
-            row.pop("method"),
-            int(row.pop("seed")),
-            row.pop("settings"),
-            {metric: float(value) for metric, value in row.items() if value},
-        )
-        for row in rows
-    ]
-
-
-def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """Write one line per run."""
-    write_csv(path, [{"method": r.method, "seed": r.seed, "settings": r.settings, **r.metrics} for r in runs])
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows, whose keys may differ, under one header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(path) as file:
-        file.write_text(text.getvalue(), "utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``path`` when all is written, so that no file is ever half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    yield part
-    os.replace(part, path)

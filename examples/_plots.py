@@ -7,7 +7,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from _harness import Results, replacing
+from _files import replacing
+from _harness import Results
 
 from lightning_weights.errors import MissingDependencyError
 

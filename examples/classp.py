@@ -147,10 +147,11 @@ def main() -> None:
     common = {"tasks": options.tasks, "epochs": options.epochs}
     train = partial(train_one, **common)
     if options.tune:
-        tune(GRID, TUNING_SEEDS, train, options.out, best="average_accuracy", common=common, resume=options.resume)
+        again = {"common": common, "resume": options.resume, "workers": options.workers}
+        tune(GRID, TUNING_SEEDS, train, options.out, best="average_accuracy", **again)
         return
     methods = {method: {"method": method, **settings} for method, settings in TUNED.items()}
-    shared = {"watch": "average_accuracy", "common": common, "resume": options.resume}
+    shared = {"watch": "average_accuracy", "common": common, "resume": options.resume, "workers": options.workers}
     results = run_all(methods, range(options.seeds), train, options.out, **shared)
     draw(results, options.tasks, options.out / "classp.png")
     report(results, options.tasks, options.out)

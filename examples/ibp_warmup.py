@@ -149,9 +149,10 @@ def main() -> None:
     common = {"shorten": options.shorten}
     train = partial(train_one, **common)
     if options.tune:
-        tune(GRID, TUNING_SEEDS, train, options.out, best="certified", common=common, resume=options.resume)
+        again = {"common": common, "resume": options.resume, "workers": options.workers}
+        tune(GRID, TUNING_SEEDS, train, options.out, best="certified", **again)
         return
-    shared = {"watch": "verified_error", "common": common, "resume": options.resume}
+    shared = {"watch": "verified_error", "common": common, "resume": options.resume, "workers": options.workers}
     results = run_all(methods(options.long), range(options.seeds), train, options.out, **shared)
     draw(results, options.out / "ibp_warmup.png")
     report(results, options.out)

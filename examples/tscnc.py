@@ -176,7 +176,7 @@ def main() -> None:
     common = {"epochs": options.epochs, "pruning_epochs": options.pruning_epochs, "batch": options.batch}
     train = partial(train_one, **common)
     methods = {method: {"method": method, **settings} for method, settings in TRAINING.items()}
-    shared = {"watch": "robust_0.03", "common": common, "resume": options.resume}
+    shared = {"watch": "robust_0.03", "common": common, "resume": options.resume, "workers": options.workers}
     results = run_all(methods, range(options.seeds), train, options.out, **shared)
     draw(results, options.out / "tscnc.png")
     report(results, options.out)

@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="epochs per step (%(default)s)")
     options = parser.parse_args()
     common = {"data": options.data, "epochs": options.epochs}
-    shared = {"watch": "average", "common": common, "resume": options.resume}
+    shared = {"watch": "average", "common": common, "resume": options.resume, "workers": options.workers}
     results = run_all(METHODS, range(options.seeds), partial(train_one, **common), options.out, **shared)
     draw(results, options.out / "weight_align.png")
     report(results, options.data, options.out)

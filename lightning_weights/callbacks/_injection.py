@@ -33,7 +33,7 @@ def inject_when_built(pl_module: LightningModule, inject: Callable[[LightningMod
 
 
 def inject_when_loading(
-    pl_module: LightningModule, inject: Callable[[LightningModule], None], parameter: str
+    pl_module: LightningModule, inject: Callable[[LightningModule], None], key_pattern: str
 ) -> RemovableHandle:
     """Call ``inject(pl_module)`` before weights are loaded that have an injected parameter; otherwise never.
 
@@ -42,14 +42,14 @@ def inject_when_loading(
     Args:
         pl_module: The module.
         inject: As of ``inject_when_built``.
-        parameter: Name of the parameter in its parametrization.
+        key_pattern: What the key of an injected parameter looks like, with ``*``.
 
     Returns:
         The handle that takes the hook off.
     """
 
     def hook(module: LightningModule, state_dict: Mapping[str, Any], *arguments: Any) -> None:
-        if any(".parametrizations." in key and key.endswith(f".{parameter}") for key in state_dict):
+        if any(fnmatchcase(key, key_pattern) for key in state_dict):
             inject(module)
 
     return pl_module.register_load_state_dict_pre_hook(hook)

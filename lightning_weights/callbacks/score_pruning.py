@@ -169,7 +169,7 @@ class ScorePruning(PruningPhase):
         if stage == "fit":
             inject_when_built(pl_module, self.attach)
         else:
-            self._loading = inject_when_loading(pl_module, self.attach, "scores")
+            self._loading = inject_when_loading(pl_module, self.attach, "*.parametrizations.*.scores")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off."""

@@ -210,7 +210,7 @@ class TSCNC(AveragingCallback):
         if stage == "fit":
             inject_when_built(pl_module, self.attach)
         else:
-            self._loading = inject_when_loading(pl_module, self.attach, "log_alpha")
+            self._loading = inject_when_loading(pl_module, self.attach, "*.parametrizations.*.log_alpha")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off."""

@@ -10,7 +10,7 @@ from lightning_weights.data import PermutedDigits
 
 def test_script_runs_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--seeds", "1", "--tasks", "2", "--epochs", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["classp.py", *options])
+    monkeypatch.setattr("sys.argv", ["classp.py", "--workers", "1", *options])
     quick = {"batch_size": 100, "test_size": 1500}
     monkeypatch.setattr(classp, "PermutedDigits", lambda tasks, seed, **_: PermutedDigits(tasks, seed=seed, **quick))
     classp.main()

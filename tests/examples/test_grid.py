@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
+from _files import read_runs
 from _grid import tune
-from _harness import read_runs
 
 
 def test_best_setting_of_every_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _harness import Column, Estimate, Results, Run, conclude, read_runs, replacing, run_all
+from _files import Run, read_runs, replacing
+from _harness import Column, Estimate, Results, conclude, run_all
 
 METHODS = {"base": {"lr": 0.1}, "mine": {"lr": 0.2}}
 
@@ -30,6 +31,20 @@ def test_methods_take_turns_from_the_same_seeds(tmp_path: Path) -> None:
     assert len(set(results.values("accuracy", "base").values())) == 2
     assert results.estimate("threads", "mine").mean == 1
     assert read_runs(tmp_path / "runs.csv") == results.runs
+
+
+def draw(settings: Any, seed: int) -> dict[str, float]:
+    return {"accuracy": settings["lr"] * torch.rand(()), "threads": torch.get_num_threads()}
+
+
+@pytest.mark.slow
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+    results = run_all(METHODS, range(2), draw, tmp_path / "two", watch="accuracy", workers=2)
+    alone = run_all(METHODS, range(2), draw, tmp_path / "one", watch="accuracy")
+    for metric in ("accuracy", "threads"):
+        for method in METHODS:
+            assert results.values(metric, method) == alone.values(metric, method)
+    assert [(run.method, run.seed) for run in results.runs] == [(run.method, run.seed) for run in alone.runs]
 
 
 def test_statistics_are_numpys() -> None:
@@ -128,9 +143,11 @@ def test_verdict_follows_the_criteria(
     assert [float(number) for number in lines[2].split(",")[1:]] == pytest.approx([2, 81.5, 1.5])
 
 
-def test_nothing_to_run_is_an_error(tmp_path: Path) -> None:
+def test_nothing_to_run_or_nobody_to_run_it_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--seeds 1"):
         run_all(METHODS, [], lambda settings, seed: {}, tmp_path, watch="accuracy")
+    with pytest.raises(ValueError, match="workers=0"):
+        run_all(METHODS, [0], lambda settings, seed: {}, tmp_path, watch="accuracy", workers=0)
 
 
 @pytest.mark.parametrize(("file", "package"), [("_harness", "rich"), ("_plots", "matplotlib")])

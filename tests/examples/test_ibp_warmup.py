@@ -17,7 +17,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_script_runs_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--seeds", "1", "--shorten", "13", "--long", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["ibp_warmup.py", *options])
+    monkeypatch.setattr("sys.argv", ["ibp_warmup.py", "--workers", "1", *options])
     monkeypatch.setattr(ibp_warmup, "LONGER", {"ramp 5": (5, 40)})
     ibp_warmup.main()
     with (tmp_path / "summary.csv").open(encoding="utf-8") as file:

@@ -17,7 +17,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_script_runs_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     options = ["--seeds", "1", "--epochs", "1", "--pruning-epochs", "1", "--batch", "100", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["tscnc.py", *options])
+    monkeypatch.setattr("sys.argv", ["tscnc.py", "--workers", "1", *options])
     tscnc.main()
     with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}

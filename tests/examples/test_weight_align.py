@@ -12,7 +12,7 @@ from lightning_weights.data import Digits, ExemplarMemory
 
 def test_script_runs_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["weight_align.py", *options])
+    monkeypatch.setattr("sys.argv", ["weight_align.py", "--workers", "1", *options])
     weight_align.main()
     with (tmp_path / "summary.csv").open(encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}

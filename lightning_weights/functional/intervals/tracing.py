@@ -122,9 +122,12 @@ def asks_shape(node: fx.Node) -> bool:
 
 
 def without_side_effects(op: Any) -> Any:
-    """Return an operation as a function on tensors; methods in place become those out of place."""
+    """Return an operation as a function on tensors; methods in place become those out of place.
+
+    ``view`` becomes ``reshape``, since boxes may lie in memory in another order than the clean batch.
+    """
     if isinstance(op, str):
-        name = op.removesuffix("_")
+        name = "reshape" if op == "view" else op.removesuffix("_")
         return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)
     return op
 
