@@ -23,8 +23,9 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -191,14 +192,19 @@ def _finished(
         for key, settings in pending.items():
             yield key, _run_one(train_one, settings, key[1])
         return
-    fresh = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=fresh, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         runs = {pool.submit(_run_one, train_one, settings, key[1]): key for key, settings in pending.items()}
         try:
             for run in as_completed(runs):
                 yield runs[run], run.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    # Without it a worker whose parent was killed would wait for work for ever.
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _run_one(train_one: TrainOne, settings: Settings, seed: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _SUBPACKAGES = (
+    "adapters",
     "callbacks",
     "data",
     "errors",
@@ -16,6 +17,7 @@ _SUBPACKAGES = (
     "modules",
     "optimizers",
     "runners",
+    "strategies",
 )
 
 __all__ = ["__version__", *_SUBPACKAGES]

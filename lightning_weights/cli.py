@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 # Imported for their classes: jsonargparse finds a subclass by its bare name once its module is loaded.
-from lightning_weights import callbacks, data, metrics, modules, optimizers  # noqa: F401
+from lightning_weights import callbacks, data, metrics, modules, optimizers, strategies  # noqa: F401
 from lightning_weights.data import ClassificationData
 from lightning_weights.runners import IncrementalRunner
 from lightning_weights.runners.incremental import replace_file

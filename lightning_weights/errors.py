@@ -19,6 +19,10 @@ class ShardedParameterError(LightningWeightsError):
     """A rule that needs whole tensors was given sharded ones (FSDP2 ``DTensor`` parameters)."""
 
 
+class WorkerLostError(LightningWeightsError):
+    """A process of a distributed run has ended or can't be reached, so that this one can't go on."""
+
+
 class MissingDependencyError(LightningWeightsError, ImportError):
     """An optional dependency is not installed.
 

@@ -132,6 +132,97 @@ METHODS: tuple[MethodCard, ...] = (
             "BiC is better"
         ),
     ),
+    MethodCard(
+        key="gradnorm_lorp",
+        title="Gradient Weight-normalized Low-rank Projection for Efficient LLM Training",
+        authors="Jia-Hong Huang, Yixian Shen, Hongyi Zhu, Stevan Rudinac, Evangelos Kanoulas",
+        year=2025,
+        arxiv="2412.19616",
+        classes=(
+            "lightning_weights.optimizers.GradNormLoRPAdamW",
+            "lightning_weights.callbacks.GradNormLoRP",
+            "lightning_weights.modules.GradNormLoRPLinear",
+        ),
+        config="configs/gradnorm_lorp.yaml",
+        example="examples/gradnorm_lorp.py",
+        ops=("weight_norm_rows", "projected_adam"),
+        measured=(
+            "upright to turned digits, 5 seeds, each at its best rate: 85.7 ± 2.1 % (LoRA 86.3 ± 1.5, DoRA 84.8 ± 1.0, "
+            "GaLore 91.2 ± 0.7), but at rate 0.03 20.0 ± 6.4 points above LoRA, and with p = r / 2 and 55 % of DoRA's "
+            "state -1.4 ± 1.3 points. From scratch, mode full: MLP 94.4 ± 0.4 % (AdamW 92.9 ± 0.8, GaLore 92.9 ± 0.2) "
+            "with 15 % of AdamW's state; a small Llama's loss 2.16 ± 0.09 (AdamW 2.31 ± 0.05, GaLore 2.07 ± 0.08). The "
+            "paper's 89.5 % less memory does not come out: 72.9 to 85.9 % for LLaMA's shapes"
+        ),
+    ),
+    MethodCard(
+        key="lift",
+        title=(
+            "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for Reasoning-Focused "
+            "Supervised Fine-Tuning"
+        ),
+        authors=(
+            "Zihang Liu, Tianyu Pang, Oleg Balabanov, Chaoqun Yang, Tianjin Huang, Lu Yin, Yaoqing Yang, Shiwei Liu"
+        ),
+        year=2025,
+        arxiv="2506.00772",
+        classes=(
+            "lightning_weights.optimizers.LIFTAdamW",
+            "lightning_weights.callbacks.LIFTFinetuning",
+        ),
+        config="configs/lift.yaml",
+        example="examples/lift.py",
+        ops=("sparse_adamw",),
+        measured=(
+            "digits, fine-tuned, 5 seeds, each method at its best learning rate: 90.2 ± 0.8 % with 7 % of the weights "
+            "(LoRA of the same size 79.7 ± 2.7, all weights 93.2 ± 0.7), but the largest 91.2 ± 0.9 and random ones "
+            "90.8 ± 1.1 do as well: not reproduced at this scale. SmolLM2-135M learning to add, one seed: perplexity "
+            "of prose +1.3 (random entries +0.8, all weights +2.3, LoRA +4.9) at level losses"
+        ),
+    ),
+    MethodCard(
+        key="bone",
+        title=(
+            "Bone: Block Affine Transformation as Parameter Efficient Fine-tuning Methods for Large Language Models"
+        ),
+        authors="Jiale Kang",
+        year=2024,
+        arxiv="2409.15371",
+        classes=(
+            "lightning_weights.callbacks.BoneFinetuning",
+            "lightning_weights.modules.BoneLinear",
+            "lightning_weights.adapters.BoneConfig",
+        ),
+        config="configs/bone.yaml",
+        example="examples/bone.py",
+        ops=("block_affine",),
+        measured=(
+            "digits turned by 90 degrees, 300 images, 100 steps, 5 seeds: at a shared learning rate of 0.001 "
+            "44.0 ± 1.7 % (LoRA 33.0 ± 1.9, PiSSA 53.8 ± 1.2) with 3072 parameters (LoRA 3520), at the best "
+            "of five rates each 67.8 ± 2.9 (LoRA 83.4 ± 1.8, PiSSA 87.7 ± 0.9, MiSS 69.7 ± 3.4): "
+            "faster than LoRA at a low rate, otherwise not reproduced at this scale. SmolLM2-135M, 16 steps on "
+            "additions, one seed: loss 1.48 (LoRA 1.56, PiSSA 1.45, MiSS 1.47)"
+        ),
+    ),
+    MethodCard(
+        key="weight_compander",
+        title="Weight Compander: A Simple Weight Reparameterization for Regularization",
+        authors="Rinor Cakaj, Jens Mehnert, Bin Yang",
+        year=2023,
+        arxiv="2306.16993",
+        classes=(
+            "lightning_weights.callbacks.WeightCompander",
+            "lightning_weights.modules.Compander",
+        ),
+        config="configs/weight_compander.yaml",
+        example="examples/weight_compander.py",
+        ops=("compand",),
+        measured=(
+            "digits, 10 seeds: with 100 training images 5.4 % of the weights are near zero (plain 8.6), kurtosis 1.9 "
+            "(7.8), lower for every seed; accuracy level with plain training (+0.3 ± 0.2 points over three tasks) and "
+            "1.1 ± 0.3 below the best weight decay, to which it adds nothing (-0.1 ± 0.2). Functional form inferred "
+            "from the abstract"
+        ),
+    ),
 )
 
 

@@ -19,7 +19,7 @@ from tests.helpers.battery import NOISE, locate
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
 REPOSITORY = Path(__file__).parents[1]
-MODELS = ("CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier")
+MODELS = ("CausalLM", "CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier")
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 BASE = {
     "seed_everything": 0,

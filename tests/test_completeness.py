@@ -16,6 +16,7 @@ from tests.helpers.battery import locate
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "lightning_weights"
+WITHOUT_CODE = {"weight_compander"}  # nobody has published any: golden tests hold closed forms instead of vectors
 
 
 def public_modules() -> list[str]:
@@ -95,7 +96,7 @@ def test_every_method_has_all_its_files(card):
         f"benchmarks/{key}.py",
         f"docs/methods/{key}.md",
         f"tests/golden/test_{key}.py",
-        f"tests/golden/data/{key}.npz",
+        *([] if key in WITHOUT_CODE else [f"tests/golden/data/{key}.npz"]),
     ]
     missing = [name for name in files if not (REPOSITORY / name).is_file()]
     assert not missing

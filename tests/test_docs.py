@@ -141,7 +141,9 @@ def covered(package: str) -> set[str]:
     return set(re.findall(r"^::: lightning_weights\.(\S+)$", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("package", ["optimizers", "callbacks", "modules", "data", "metrics", "runners", "kernels"])
+@pytest.mark.parametrize(
+    "package", ["optimizers", "callbacks", "modules", "data", "metrics", "strategies", "runners", "kernels"]
+)
 def test_every_public_name_is_in_the_reference(package):
     names = importlib.import_module(f"lightning_weights.{package}").__all__
     assert package in covered(package) or {f"{package}.{name}" for name in names} <= covered(package)

@@ -45,6 +45,8 @@ found["loaded"] = sorted(set(sys.modules) - before)
 
 names = []
 for room in lightning_weights._SUBPACKAGES:
+    if room == "adapters":  # classes of peft's classes
+        continue
     module = getattr(lightning_weights, room)
     names += [f"{{room}}.{{name}}" for name in getattr(module, "__all__", []) if getattr(module, name) is not None]
 found.update(names=names, everything=sorted(set(sys.modules) - before), early=list(found["looked for"]))
@@ -52,8 +54,14 @@ found.update(names=names, everything=sorted(set(sys.modules) - before), early=li
 import lightning_weights.cli
 
 for module in pkgutil.walk_packages(lightning_weights.__path__, "lightning_weights."):
+    if "adapters" in module.name:
+        continue
     if not module.name.endswith(("__main__", ".kernel", "_kernels", ".launch")):  # those import triton
         importlib.import_module(module.name)
+try:
+    lightning_weights.adapters.BoneConfig
+except ImportError as error:
+    found["no peft"] = str(error)
 try:
     lightning_weights.data.PermutedDigits().setup()
 except ImportError as error:
@@ -109,6 +117,7 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(found):
     assert "PermutedDigits needs the package 'scikit-learn'" in found["missing"]
     assert "pip install scikit-learn (extra 'stacking' of lightning-weights)" in found["missing"]
     assert "pip install triton" in found["no triton"]
+    assert "lightning_weights.adapters needs the package 'peft'" in found["no peft"]
 
 
 @pytest.mark.slow

@@ -1,21 +1,29 @@
 """Callbacks: when and where a method acts in training."""
 
+from lightning_weights.callbacks.bone import BoneFinetuning
 from lightning_weights.callbacks.classp import CLASSPPhases
 from lightning_weights.callbacks.exact_resume import ExactResume
 from lightning_weights.callbacks.finetune_pruned import FinetunePruned
+from lightning_weights.callbacks.gradnorm_lorp import GradNormLoRP
 from lightning_weights.callbacks.ibp_warmup import IBPWarmup
+from lightning_weights.callbacks.lift import LIFTFinetuning
 from lightning_weights.callbacks.score_pruning import ScorePruning
 from lightning_weights.callbacks.task_stream import TaskStream
 from lightning_weights.callbacks.tscnc import TSCNC
 from lightning_weights.callbacks.weight_align import WeightAligning
+from lightning_weights.callbacks.weight_compander import WeightCompander
 
 __all__ = [
     "TSCNC",
+    "BoneFinetuning",
     "CLASSPPhases",
     "ExactResume",
     "FinetunePruned",
+    "GradNormLoRP",
     "IBPWarmup",
+    "LIFTFinetuning",
     "ScorePruning",
     "TaskStream",
     "WeightAligning",
+    "WeightCompander",
 ]

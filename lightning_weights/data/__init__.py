@@ -1,6 +1,8 @@
 """Data modules that download nothing."""
 
+from lightning_weights.data.arithmetic import Arithmetic
 from lightning_weights.data.augmentation import FlipAndCrop
+from lightning_weights.data.causal_text import CausalText
 from lightning_weights.data.cifar10 import CIFAR10
 from lightning_weights.data.class_incremental import ClassIncremental
 from lightning_weights.data.classification import BatchDataset, ClassificationData
@@ -14,7 +16,9 @@ __all__ = [
     "CIFAR10",
     "MNIST",
     "MNIST1D",
+    "Arithmetic",
     "BatchDataset",
+    "CausalText",
     "ClassIncremental",
     "ClassificationData",
     "Digits",

@@ -48,6 +48,7 @@ class Row:
         stores: Bytes that each vector store of a program moves.
         wide_loads: Exact number of 128-bit loads per target, where the bytes do not give it: pipelined loops repeat
             their loads, and short vectors are loaded by many threads at once.
+        wide_stores: The same for 128-bit stores: where matrix cores leave a result, it may go out in narrower ones.
         opcodes: Start of an instruction that must occur, per target: tensor cores where a product promises them.
         num_stages: Stages of software pipelining; None for Triton's default.
         fp_fusion: Whether products and sums may be fused, as at the launch.
@@ -63,6 +64,7 @@ class Row:
     loads: tuple[int, ...]
     stores: tuple[int, ...]
     wide_loads: Mapping[str, int] = field(default_factory=dict)
+    wide_stores: Mapping[str, int] = field(default_factory=dict)
     opcodes: Mapping[str, str] = field(default_factory=dict)
     num_stages: int | None = None
     fp_fusion: bool = False
@@ -174,7 +176,7 @@ def _judge(row: Row, target: str, folder: Path) -> Report:
     }
     threads = row.num_warps * TARGETS[target][2]
     loads, stores = (sum(moved) // (16 * threads) for moved in (row.loads, row.stores))
-    loads = row.wide_loads.get(target, loads)
+    loads, stores = row.wide_loads.get(target, loads), row.wide_stores.get(target, stores)
     gates = {
         f"{facts['spills']} spills": facts["spills"] == 0,
         f"{facts['registers']} registers, budget {row.registers}": facts["registers"] <= row.registers,

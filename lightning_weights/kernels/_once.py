@@ -40,6 +40,9 @@ def differentiable_once(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         # What torch.compile makes refuses second derivatives itself, and Dynamo cannot trace a Function in a Function.
-        return operator(*arguments) if torch.compiler.is_compiling() else Once.apply(*arguments)  # type: ignore[no-untyped-call]
+        # Without gradients nobody asks for second ones, and a Function costs more than many an operator.
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return operator(*arguments)
+        return Once.apply(*arguments)  # type: ignore[no-untyped-call]
 
     return call

@@ -47,3 +47,25 @@ def find_parametrizations(
         if is_parametrized(layer):
             for tensor, steps in layer.parametrizations.items():
                 yield from (Parametrized(name, layer, tensor, step) for step in steps if isinstance(step, kind))
+
+
+def give_own_class(layer: nn.Module) -> None:
+    """Give a parametrized layer a class of its own, before its parametrizations are removed.
+
+    PyTorch lets it share one with its deep copies, which would lose the parametrized tensor.
+
+    Args:
+        layer: A layer with a parametrization.
+
+    Examples:
+        >>> import copy
+        >>> from torch.nn.utils.parametrizations import weight_norm
+        >>> layer = weight_norm(nn.Linear(2, 2))
+        >>> copied = copy.deepcopy(layer)
+        >>> give_own_class(layer)
+        >>> type(layer) is type(copied)
+        False
+    """
+    shared = type(layer)
+    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    layer.__class__ = type(shared.__name__, shared.__bases__, members)

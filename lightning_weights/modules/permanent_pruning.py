@@ -5,7 +5,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 
 from lightning_weights.functional.evaluation_mode import evaluation_mode
 from lightning_weights.modules.hard_concrete_gate import HardConcreteGate
-from lightning_weights.modules.parametrized import find_parametrizations
+from lightning_weights.modules.parametrized import find_parametrizations, give_own_class
 from lightning_weights.modules.score_mask import ScoreMask
 
 
@@ -36,13 +36,6 @@ def make_pruning_permanent(module: nn.Module) -> nn.Module:
     tensors = {(id(layer), tensor): layer for _, layer, tensor, _ in found}
     with evaluation_mode(module):
         for (_, tensor), layer in tensors.items():
-            _leave_copies_alone(layer)
+            give_own_class(layer)
             remove_parametrizations(layer, tensor, leave_parametrized=True)
     return module
-
-
-def _leave_copies_alone(layer: nn.Module) -> None:
-    """Give a parametrized layer a class of its own: it shares one with its deep copies, which loses the parameter."""
-    shared = type(layer)
-    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
-    layer.__class__ = type(shared.__name__, shared.__bases__, members)

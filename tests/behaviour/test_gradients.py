@@ -142,7 +142,8 @@ class Overflow(Callback):
 
     def on_after_backward(self, trainer, pl_module):
         if trainer.global_step == self.at:
-            next(pl_module.parameters()).grad.view(-1)[0] = torch.inf
+            gradient = next(param.grad for param in pl_module.parameters() if param.grad is not None)
+            (gradient._values() if gradient.is_sparse else gradient).view(-1)[0] = torch.inf
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.before, self.scale = self._state(trainer), trainer.precision_plugin.scaler.get_scale()

@@ -8,12 +8,15 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.utils import parametrize
 
+from lightning_weights.callbacks import BoneFinetuning, GradNormLoRP, WeightCompander
 from lightning_weights.callbacks import _injection as injection
 from lightning_weights.errors import ShardedParameterError
+from tests.helpers.small_nets import classifier, loader
 from tests.helpers.tasks import make_trainer, tiny_tasks
 from tests.helpers.tiny import ROOTS
 
@@ -193,3 +196,24 @@ def test_an_optimizer_made_before_is_refused():
     parameters = {"net.2.scale": model.net[2].parametrizations["weight"][0].value}
     with pytest.raises(ValueError, match=r"ScaleHead put parameters .* that no optimizer has: net\.2\.scale"):
         injection.check_trained(trainer, parameters, "ScaleHead")
+
+
+@pytest.mark.parametrize(
+    "averaging",
+    [WeightAveraging, partial(StochasticWeightAveraging, swa_lrs=1e-2, swa_epoch_start=1)],
+    ids=["WeightAveraging", "StochasticWeightAveraging"],
+)
+@pytest.mark.parametrize(
+    "make",
+    [partial(BoneFinetuning, r=2, modules_to_save=["head"]), partial(GradNormLoRP, r=2), WeightCompander],
+    ids=["bone", "gradnorm_lorp", "weight_compander"],
+)
+def test_lightnings_averages_know_parts_that_were_put_in_ahead_of_the_fit(make, averaging):
+    """They copy the module in their own setup, which is earlier than any injection."""
+    model, method = classifier(batch_norm=False), make()
+    method.attach(model)
+    before = {name: param.detach().clone() for name, param in model.named_parameters() if param.requires_grad}
+    make_trainer([averaging(), method], max_epochs=2).fit(model, loader(), loader())
+    after = dict(model.named_parameters())
+    assert all(after[name].isfinite().all() for name in before)
+    assert any(not torch.equal(after[name], value) for name, value in before.items())

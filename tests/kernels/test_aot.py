@@ -99,6 +99,7 @@ def judged(monkeypatch, **changes):
         ({"registers": 39}, "40 registers, budget 39"),
         ({"loads": (4096,)}, "1 loads of 128 bits instead of 2"),
         ({"wide_loads": {"gfx942": 3}}, "1 loads of 128 bits instead of 3"),
+        ({"wide_stores": {"gfx942": 3}}, "0 stores of 128 bits instead of 3"),
         ({"loads": (1024, 1024)}, "1 vector loads, cost model 2"),
         ({"opcodes": {"gfx942": "v_mfma_f32_16x16"}}, "no instruction v_mfma_f32_16x16"),
     ],

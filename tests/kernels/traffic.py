@@ -8,7 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 MOVES_NOTHING = (
     *(
         "view",
+        "_unsafe_view",
         "t",
+        "permute",
         "split",
         "split_with_sizes",
         "slice",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_weights.kernels._aot import Row
+from lightning_weights.kernels._launch_tables import address_table, task_tables
 from lightning_weights.kernels._op import WARP_SIZE
 from lightning_weights.kernels.classp_step.cost import pick_config
 from lightning_weights.kernels.classp_step.reference import magnitude_threshold
@@ -119,8 +119,8 @@ def launch_classp_step(
             numels = tuple(triple[0].numel() for triple in triples)
             block, warps = pick_config(sum(numels), min(param_dtype.itemsize, grad_dtype.itemsize), WARP_SIZE)
             starts = tuple(tensor.data_ptr() for triple in triples for tensor in triple)
-            addresses = _addresses(starts, counts.device, stream)
-            for even, tasks in zip((True, False), _tasks(numels, block, counts.device), strict=True):
+            addresses = address_table(starts, counts.device, stream)
+            for even, tasks in zip((True, False), task_tables(numels, block, counts.device), strict=True):
                 if len(tasks) == 0:
                     continue
                 classp_step_fwd_kernel[(len(tasks),)](
@@ -169,24 +169,6 @@ def _share_layout(param: Tensor, grad: Tensor, grad_sum: Tensor) -> bool:
     if not param.stride() == grad.stride() == grad_sum.stride():
         return False
     return param.permute(sorted(range(param.dim()), key=param.stride, reverse=True)).is_contiguous()
-
-
-@functools.lru_cache(maxsize=64)
-def _addresses(starts: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    """Table of addresses; ``stream`` is part of the key since memory is reused in the order of its own stream."""
-    return torch.tensor(starts, dtype=torch.int64, device=device)
-
-
-@functools.lru_cache(maxsize=64)
-def _tasks(numels: tuple[int, ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Split tensors into full blocks and tails: two int64 tables of (tensor, first element, number of elements)."""
-    sizes = torch.tensor(numels, dtype=torch.int64)
-    blocks = sizes // block
-    tensor = torch.repeat_interleave(torch.arange(len(numels)), blocks)
-    index = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
-    full = torch.stack([tensor, index * block, torch.full_like(tensor, block)], dim=1)
-    tails = torch.stack([torch.arange(len(numels)), blocks * block, sizes % block], dim=1)
-    return full.to(device), tails[tails[:, 2] > 0].to(device)
 
 
 def aot_rows(warp_size: int) -> list[Row]:
