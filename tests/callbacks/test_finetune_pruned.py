@@ -70,7 +70,3 @@ def test_without_masks_there_is_nothing_to_train():
     ScorePruning(0.3).attach(model)
     with pytest.raises(ValueError, match=r"masks that keep every weight: .* ScorePruning\(\.\.\.\)\.prune"):
         fit(model, [FinetunePruned()])
-    model = classifier()
-    ScorePruning(0.3).attach(model)
-    with pytest.raises(ValueError, match=r"masks that keep every weight: .* ScorePruning\(\.\.\.\)\.prune"):
-        fit(model, [FinetunePruned()])

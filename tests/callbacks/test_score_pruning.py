@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_weights.callbacks import TSCNC, FinetunePruned, ScorePruning
-from lightning_weights.callbacks._pruning_phase import drop_gradients
-from lightning_weights.errors import LightningWeightsWarning
 from lightning_weights.modules import ScoreMask, make_pruning_permanent
 from tests.helpers.small_nets import classifier, loader
 from tests.helpers.tasks import make_trainer
@@ -228,85 +225,6 @@ def test_testing_leaves_an_exported_network_alone_and_loads_a_pruned_one(tmp_pat
     make_trainer([TSCNC(), ScorePruning(0.3)]).test(other, loader(), ckpt_path=tmp_path / "ckpt", verbose=False)
     torch.testing.assert_close(outputs[0], expected)
     assert not other._load_state_dict_pre_hooks
-
-
-def test_another_keep_or_scope_prunes_anew_by_the_scores_that_there_are():
-    model = classifier(hidden=(16, 12))
-    fit(model, [ScorePruning(0.5)])
-    before, seen = {name: mask.mask.clone() for name, mask in masks(model).items()}, Snapshots()
-    fit(model, [ScorePruning(0.1, start_epoch=1), seen])
-    for name, mask in masks(model).items():
-        size = mask.mask.numel()
-        assert int(mask.kept) == int(mask.mask.sum()) == size - int(0.9 * size)
-        assert torch.equal(seen.masks[0][name], before[name])
-        assert not (seen.masks[1][name] & ~before[name]).any(), "masks are not nested"
-    fit(model, [ScorePruning(0.1, scope="global")])
-    total = sum(mask.mask.numel() for mask in masks(model).values())
-    assert sum(int(mask.mask.sum()) for mask in masks(model).values()) == total - int(0.9 * total)
-
-
-def test_testing_leaves_an_exported_network_alone_and_loads_a_pruned_one(tmp_path):
-    model, outputs = classifier(), []
-    trainer = fit(model, [TSCNC(), ScorePruning(0.3, start_epoch=1), FinetunePruned(2)], epochs=3)
-    trainer.save_checkpoint(tmp_path / "ckpt")
-    model.eval()
-    expected = model(torch.ones(2, 4)).detach()
-    make_pruning_permanent(model)
-    trainer.test(model, loader(), verbose=False)
-    assert not any(is_parametrized(part) for part in model.modules())
-    torch.testing.assert_close(model(torch.ones(2, 4)), expected)
-    other = classifier()
-    other.test_step = lambda batch, batch_idx: outputs.append(other(torch.ones(2, 4)))
-    make_trainer([TSCNC(), ScorePruning(0.3)]).test(other, loader(), ckpt_path=tmp_path / "ckpt", verbose=False)
-    torch.testing.assert_close(outputs[0], expected)
-    assert not other._load_state_dict_pre_hooks
-
-
-def test_an_exported_network_that_was_averaged_is_tested_as_it_is():
-    model, tscnc = classifier(), TSCNC()
-    trainer = fit(model, [tscnc])
-    make_pruning_permanent(model)
-    expected = copy.deepcopy(model.state_dict())
-    with pytest.warns(LightningWeightsWarning, match="no longer the one whose weights were averaged"):
-        trainer.test(model, loader(), verbose=False)
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-
-
-def test_an_interrupted_phase_gives_batch_norm_its_mode_back():
-    model = classifier()
-
-    def training_step(batch, batch_idx):
-        raise OSError("disk full")
-
-    model.training_step = training_step
-    with pytest.raises(OSError, match="disk full"):
-        fit(model, [ScorePruning(0.5, train_bn=False)])
-    assert all(part.training for part in model.modules())
-
-
-def test_networks_in_evaluation_mode_are_warned_of():
-    model = classifier()
-    fit(model, [ScorePruning(0.5)])
-    for callbacks in ([ScorePruning(0.5)], [FinetunePruned()]):
-        model.eval()
-        with pytest.warns(LightningWeightsWarning, match=r"network\.body\.2, network\.body\.6 is in evaluation mode"):
-            fit(model, callbacks)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=LightningWeightsWarning)
-        fit(classifier(), [FinetunePruned(1), ScorePruning(0.5, train_bn=False)])
-
-
-def test_gradients_of_other_optimizers_stay():
-    model = classifier()
-    ScorePruning(0.5).attach(model)
-    head, body = model.network.head, model.network.body
-    first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (body, head))
-    nn.functional.cross_entropy(model(torch.ones(4, 4)), torch.tensor([0, 1, 2, 0])).backward()
-    drop_gradients(first, [body[1].bias, head.bias])
-    assert body[1].bias.grad is None
-    assert head.bias.grad is not None
-    drop_gradients(second, [head.bias])
-    assert head.bias.grad is None
 
 
 @pytest.mark.slow

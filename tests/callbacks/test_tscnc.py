@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -155,45 +154,6 @@ def test_manual_optimization_under_ddp_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_manual_optimization_leaves_the_loss_of_the_user_alone():
-    model, losses = classifier(), []
-    model.automatic_optimization = False
-
-    def training_step(batch, batch_idx):
-        optimizer = model.optimizers()
-        optimizer.zero_grad()
-        loss = (nn.functional.cross_entropy(model(batch[0]), batch[1]) + 1).sqrt()
-        before = loss.item()
-        model.manual_backward(loss)
-        losses.append((before, loss.item()))
-        optimizer.step()
-
-    model.training_step = training_step
-    automatic = classifier()
-    automatic.training_step = lambda batch, batch_idx: (
-        (nn.functional.cross_entropy(automatic(batch[0]), batch[1]) + 1).sqrt() * 1.0
-    )
-    for each in (model, automatic):
-        fit(each, TSCNC())
-    assert all(before == after for before, after in losses)
-    for a, b in zip(model.parameters(), automatic.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_manual_optimization_under_ddp_is_refused(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = classifier()
-        model.automatic_optimization = False
-        trainer = make_trainer([])
-        trainer.strategy.model = nn.parallel.DistributedDataParallel(model)
-        with pytest.raises(ValueError, match="manual optimization under DDP"):
-            TSCNC().on_fit_start(trainer, model)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def test_many_classes_are_conditioned_by_the_default_and_not_by_the_released_formula():
     kappas = {}
     for mode in ("logdet", "released"):
@@ -265,50 +225,6 @@ def test_stop_and_resume_ends_in_the_same_bits_and_checkpoints_hold_both_weights
     tested.test_step = lambda batch, batch_idx: during.append(tested.network.head.weight.clone())
     make_trainer([TSCNC()]).test(tested, loader(), ckpt_path=tmp_path / "ckpt", verbose=False)
     assert torch.equal(during[0], average)
-
-
-def test_testing_leaves_networks_without_gates_alone():
-    model, outputs = classifier(), []
-    make_trainer([], max_epochs=1).fit(model, loader())
-    model.test_step = lambda batch, batch_idx: outputs.append(model(batch[0]))
-    make_trainer([]).test(model, loader(), verbose=False)
-    make_trainer([TSCNC()]).test(model, loader(), verbose=False)
-    assert all(torch.equal(a, b) for a, b in zip(outputs[:2], outputs[2:], strict=True))
-    assert not model._load_state_dict_pre_hooks
-
-
-def test_a_checkpoint_that_is_saved_in_validation_holds_the_live_weights(tmp_path):
-    class Save(Callback):
-        def on_validation_epoch_end(self, trainer, pl_module):
-            trainer.save_checkpoint(tmp_path / "ckpt")
-
-    model, watch = classifier(), Watch()
-    fit(model, TSCNC(), extra=[watch, Save()])
-    saved = torch.load(tmp_path / "ckpt", weights_only=True)["state_dict"]
-    names = [name for name, _ in model.named_parameters()]
-    for name, live, shown in zip(names, watch.trained[-1], watch.validated[-1], strict=True):
-        assert torch.equal(saved[name], live)
-        assert not torch.equal(live, shown)
-
-
-def test_resuming_with_another_decay_is_refused(tmp_path):
-    for saved, now in ((0.99, 0.9), (None, 0.9), (0.9, None)):
-        fit(classifier(), TSCNC(ema_decay=saved), epochs=1).save_checkpoint(tmp_path / "ckpt")
-        trainer = make_trainer([TSCNC(ema_decay=now)], max_epochs=2)
-        with pytest.raises(ValueError, match=f"ema_decay is {now}, but {saved} in the checkpoint"):
-            trainer.fit(classifier(), loader(), ckpt_path=tmp_path / "ckpt")
-
-
-def test_steps_that_a_scaler_skips_do_not_count():
-    model, tscnc = classifier(), TSCNC()
-    usual = model.training_step
-    model.training_step = lambda batch, batch_idx: usual(batch, batch_idx) * (float("inf") if batch_idx == 0 else 1.0)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    trainer = fit(model, tscnc, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
-    assert trainer.global_step == 4
-    assert tscnc.state_dict()["steps"] == 2
-    assert all(param.isfinite().all() for param in model.parameters())
-    assert not trainer.optimizers[0]._optimizer_step_post_hooks
 
 
 def test_testing_leaves_networks_without_gates_alone():
