@@ -253,7 +253,7 @@ def test_several_fits_keep_the_companders_and_other_settings_are_refused():
     fit(model, WeightCompander(learnable=True))
 
 
-def refused(model, message, kind=ValueError, **options):
+def assert_refused(model, message, kind=ValueError, **options):
     keys = list(model.state_dict())
     with pytest.raises(kind, match=message):
         WeightCompander(**options).attach(model)
@@ -262,30 +262,34 @@ def refused(model, message, kind=ValueError, **options):
 
 def test_weights_that_something_else_computes_are_refused_by_name():
     normed = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 2)))
-    refused(normed, r"cannot compand 1: its weight has another parametrization \(_WeightNorm\); .*exclude")
+    assert_refused(normed, r"cannot compand 1: its weight has another parametrization \(_WeightNorm\); .*exclude")
     WeightCompander(exclude=["1"]).attach(normed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         old = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(4, 2)))
-    refused(old, r"cannot compand 0: its weight is computed by something else")
+    assert_refused(old, r"cannot compand 0: its weight is computed by something else")
     lora = nn.ModuleDict({"q": nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.Linear(4, 2)})})
-    refused(lora, r"cannot compand q\.base_layer: its weight is part of a LoRA layer")
+    assert_refused(lora, r"cannot compand q\.base_layer: its weight is part of a LoRA layer")
     whole = nn.Linear(4, 2)
     whole.weight = nn.Parameter(torch.ones(2, 4, dtype=torch.int8), requires_grad=False)
-    refused(nn.Sequential(whole), r"cannot compand 0: its weight is quantized \(torch\.int8\)")
+    assert_refused(nn.Sequential(whole), r"cannot compand 0: its weight is quantized \(torch\.int8\)")
 
 
 def test_tied_empty_and_missing_weights_are_refused():
     tied = nn.ModuleDict({"wte": nn.Embedding(7, 4), "head": nn.Linear(4, 7, bias=False)})
     tied["head"].weight = tied["wte"].weight
-    refused(tied, r"cannot compand head: its weight is shared by wte and head; untie them or leave them out")
+    assert_refused(tied, r"cannot compand head: its weight is shared by wte and head; untie them or leave them out")
     for empty in (nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)):
         with pytest.raises(ValueError, match="cannot compand 0: its weight has no values yet"):
             WeightCompander().attach(nn.Sequential(empty))
-    refused(nn.Sequential(nn.Linear(2, 2)), "modules has 'net', which names no Linear or Conv layer", modules=["net"])
+    assert_refused(
+        nn.Sequential(nn.Linear(2, 2)), "modules has 'net', which names no Linear or Conv layer", modules=["net"]
+    )
     for options in ({"exclude": ["0"]}, {"modules": ["0"], "exclude": ["*"]}):
         net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-        refused(net, r"has no layer: .* there are 0 \(Linear\), 1 \(LayerNorm\)", MisconfigurationException, **options)
+        assert_refused(
+            net, r"has no layer: .* there are 0 \(Linear\), 1 \(LayerNorm\)", MisconfigurationException, **options
+        )
 
 
 def test_optimizers_made_before_are_refused():

@@ -25,7 +25,7 @@ def vector(name):
     return torch.tensor(GOLDEN[name])
 
 
-def near(actual, name, tolerance):
+def assert_near(actual, name, tolerance):
     np.testing.assert_allclose(actual.detach().numpy(), GOLDEN[name], rtol=0, atol=tolerance, err_msg=name)
 
 
@@ -45,7 +45,7 @@ def test_every_case_of_the_file_is_known():
 def test_start(case):
     fresh = layer(case, block="init")
     assert tuple(fresh.bone_block.shape) == GOLDEN[f"{case}_init"].shape
-    near(fresh(vector("X")), f"{case}_y_at_init", 1e-6)
+    assert_near(fresh(vector("X")), f"{case}_y_at_init", 1e-6)
 
 
 @pytest.mark.parametrize("impl", ["auto", "materialize"])
@@ -53,10 +53,10 @@ def test_start(case):
 def test_outputs_and_gradients(case, impl):
     bone, x = layer(case, impl=impl), vector("X").requires_grad_()
     y = bone(x)
-    near(y, f"{case}_y", 1e-6)
+    assert_near(y, f"{case}_y", 1e-6)
     (y * vector("GY")).sum().backward()
-    near(bone.bone_block.grad, f"{case}_gblock", 1e-5)
-    near(x.grad, f"{case}_gx", 1e-5)
+    assert_near(bone.bone_block.grad, f"{case}_gblock", 1e-5)
+    assert_near(x.grad, f"{case}_gx", 1e-5)
     assert bone.weight.grad is None
 
 
@@ -68,28 +68,28 @@ def test_training(case, keep):
     for step in range(LEARNING_STEPS):
         loss = 0.5 * (bone(vector("X")) - vector("GY")).square().mean()
         if step == 0:
-            near(loss, f"{case}_loss0", 1e-6)
+            assert_near(loss, f"{case}_loss0", 1e-6)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    near(bone.bone_block, f"{case}_block_after3", 1e-5)
+    assert_near(bone.bone_block, f"{case}_block_after3", 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_merging_and_back(case):
     bone = layer(case)
     plain = bone.merge()
-    near(plain.weight, f"{case}_Wmerged", 1e-6)
-    near(plain(vector("X")), f"{case}_y", 1e-5)
+    assert_near(plain.weight, f"{case}_Wmerged", 1e-6)
+    assert_near(plain(vector("X")), f"{case}_y", 1e-5)
     bone.unmerge()
-    near(bone.weight, f"{case}_Wunmerged", 1e-5)
+    assert_near(bone.weight, f"{case}_Wunmerged", 1e-5)
 
 
 def test_the_authors_formulas():
-    near(bone_weight(vector("W"), vector("bat_block"), "col"), "col_W", 1e-6)
-    near(bone_weight(vector("W"), vector("row_block"), "row"), "row_W", 1e-6)
+    assert_near(bone_weight(vector("W"), vector("bat_block"), "col"), "col_W", 1e-6)
+    assert_near(bone_weight(vector("W"), vector("row_block"), "row"), "row_W", 1e-6)
     block = vector("row_block").requires_grad_()
     y = bone_row(vector("X"), lambda x: nn.functional.linear(x, vector("W"), vector("b")), block)
-    near(y, "row_y", 1e-6)
+    assert_near(y, "row_y", 1e-6)
     (y * vector("GY")).sum().backward()
-    near(block.grad, "row_gblock", 1e-5)
+    assert_near(block.grad, "row_gblock", 1e-5)
