@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_relu_backward = torch.ops.aten.threshold_backward.grad_input
+
 
 class _BoxReLU(torch.autograd.Function):
     """ReLU of both ends of a box; large results are written in place, since fresh memory is the dearest part."""
@@ -18,7 +20,7 @@ class _BoxReLU(torch.autograd.Function):
     @staticmethod
     def forward(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         upper = (center + radius).clamp_min_(0)
-        middle = (center - radius).clamp_min_(0).add_(upper).mul_(0.5)
+        middle = (center - radius).clamp_min_(0).lerp_(upper, 0.5)
         return middle, upper.sub_(middle)
 
     @staticmethod
@@ -31,10 +33,10 @@ class _BoxReLU(torch.autograd.Function):
         center, radius = ctx.saved_tensors
         at_upper, at_lower = grad_center + grad_radius, grad_center - grad_radius
         end = center + radius
-        at_upper.mul_(torch.gt(end, 0, out=end))
-        torch.sub(center, radius, out=end)
-        at_lower.mul_(torch.gt(end, 0, out=end))
-        return torch.add(at_upper, at_lower, out=end).mul_(0.5), at_upper.sub_(at_lower).mul_(0.5)
+        _relu_backward(at_upper, end, 0, grad_input=at_upper)
+        _relu_backward(at_lower, torch.sub(center, radius, out=end), 0, grad_input=at_lower)
+        middle = torch.lerp(at_lower, at_upper, 0.5, out=end)
+        return middle, at_upper.sub_(middle)
 
 
 class _BoxSums(torch.autograd.Function):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -15,11 +13,14 @@ def margins_forward(
     center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, sound: bool
 ) -> Tensor:
     """Compute margins (N, K-1); arguments as in [`interval_margins`][]. Grouping waits for the labels' values."""
-    lowered = torch.zeros((len(labels), len(weight)), dtype=center.dtype, device=center.device)
-    for label, rows in _groups(labels, len(weight)):
+    order, groups = _groups(labels, len(weight))
+    centers, radii = center[order], radius[order]
+    grouped = centers.new_empty((len(labels), len(weight)))
+    for label, rows in groups:
         difference = weight[label] - weight
-        lowered[rows] = center[rows] @ difference.t()
-        lowered[rows] -= radius[rows] @ difference.abs_().t()
+        torch.mm(centers[rows], difference.t(), out=grouped[rows])
+        grouped[rows].addmm_(radii[rows], difference.abs_().t(), alpha=-1)
+    lowered = torch.empty_like(grouped).index_copy_(0, order, grouped)
     if bias is not None:
         lowered += bias[labels][:, None] - bias
     if sound:
@@ -46,16 +47,21 @@ def widths_backward(
     Returns:
         Gradients of radius and weight, empty where not needed.
     """
-    grad_radius = torch.empty_like(radius) if radius_needed else radius.new_empty(0)
     grad_weight = torch.zeros_like(weight) if weight_needed else radius.new_empty(0)
-    for label, rows in _groups(labels, len(weight)) if radius_needed or weight_needed else ():
+    if not radius_needed and not weight_needed:
+        return radius.new_empty(0), grad_weight
+    order, groups = _groups(labels, len(weight))
+    slopes, radii = full[order], radius[order]
+    grouped = torch.empty_like(radii) if radius_needed else radii
+    for label, rows in groups:
         difference = weight[label] - weight
         if weight_needed:
-            pull = (full[rows].t() @ radius[rows]).mul_(difference.sign())
+            pull = (slopes[rows].t() @ radii[rows]).mul_(difference.sign())
             grad_weight.add_(pull)
             grad_weight[label] -= pull.sum(0)
         if radius_needed:
-            grad_radius[rows] = full[rows].neg_() @ difference.abs_()
+            torch.mm(slopes[rows], difference.abs_().neg_(), out=grouped[rows])
+    grad_radius = torch.empty_like(radii).index_copy_(0, order, grouped) if radius_needed else radius.new_empty(0)
     return grad_radius, grad_weight
 
 
@@ -65,9 +71,13 @@ def other_classes(labels: Tensor, classes: int) -> Tensor:
     return column + (column >= labels[:, None])
 
 
-def _groups(labels: Tensor, classes: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield every label that occurs with the samples that have it."""
-    for label in labels.unique().tolist():
+def _groups(labels: Tensor, classes: int) -> tuple[Tensor, list[tuple[int, slice]]]:
+    """Return the order that sorts samples by label, and every label that occurs with its stretch of that order."""
+    found, counts = labels.unique(return_counts=True)
+    groups, start = [], 0
+    for label, count in zip(found.tolist(), counts.tolist(), strict=True):
         if not 0 <= label < classes:
             raise ValueError(f"labels contain {label}; allowed are 0 to {classes - 1}, one per row of weight")
-        yield label, (labels == label).nonzero().squeeze(1)
+        groups.append((label, slice(start, start + count)))
+        start += count
+    return labels.argsort(stable=True), groups
