@@ -1,8 +1,9 @@
 """What DDP with projected or chosen gradients costs and sends: python benchmarks/strategies.py [--quick] [--out FILE].
 
-Two processes of one thread each, gloo over the loopback interface, ten layers of 1024 x 1024, 10.5 million weights. DDP
-and the strategy's reduction take turns in random order, the same in both processes, each with a model and an optimizer
-of its own; ratios are taken within rounds. A loopback is as fast as memory: over a network the difference is larger.
+Two processes of one thread each, gloo over the loopback interface, ten square layers, of 1024 x 1024 for 10.5 million
+weights, and of other widths. DDP and the strategy's reduction take turns in random order, the same in both processes,
+each with a model and an optimizer of its own; ratios are taken within rounds. A loopback is as fast as memory: over a
+network the difference is larger.
 """
 
 import os
@@ -10,6 +11,7 @@ import random
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,19 +22,20 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_weights.errors import LightningWeightsWarning
 from lightning_weights.optimizers import GradNormLoRPAdamW, LIFTAdamW
 from lightning_weights.strategies import GradientReduction, LowRankReduction, SparseReduction
 
-WIDTH, LAYERS, TOKENS = 1024, 10, 64
+WIDTHS, LAYERS, TOKENS = (512, 1024, 1536), 10, 64
 RANK, GAP = 32, 200
 DENSITY, INTERVAL = 0.05, 400
 CONTESTANTS = ("low_rank, DDP", "low_rank, projected", "lift, DDP", "lift, chosen")
 
 
-def network() -> nn.Module:
+def network(width: int) -> nn.Module:
     """Return the layers, with the same weights in every process."""
     torch.manual_seed(0)
-    return nn.Sequential(*[layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())])
+    return nn.Sequential(*[layer for _ in range(LAYERS) for layer in (nn.Linear(width, width), nn.ReLU())])
 
 
 def low_rank(model: nn.Module) -> GradNormLoRPAdamW:
@@ -51,7 +54,7 @@ def lift(model: nn.Module) -> LIFTAdamW:
 def contestant(name: str, x: torch.Tensor) -> tuple[Callable[[], None], GradientReduction | None]:
     """Return a training step, and what counts its bytes."""
     method, _, reduction_name = name.partition(", ")
-    model = network()
+    model = network(x.shape[1])
     wrapped = DistributedDataParallel(model)
     optimizer = low_rank(model) if method == "low_rank" else lift(model)
     reduction = None
@@ -71,8 +74,17 @@ def work(rank: int, port: int, rounds: int, path: Path) -> None:
     """Measure in one of two processes; the first writes what it found."""
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     prepare()
+    warnings.simplefilter("ignore", LightningWeightsWarning)  # that no layer is marked
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    x = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(rank))
+    found = {width: compare(rank, width, rounds) for width in WIDTHS}
+    if rank == 0:
+        torch.save(found, path)
+    dist.destroy_process_group()
+
+
+def compare(rank: int, width: int, rounds: int) -> dict[str, Any]:
+    """Return seconds and bytes per step of every contestant."""
+    x = torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(rank))
     steps = {name: contestant(name, x) for name in CONTESTANTS}
     for step, _ in steps.values():
         for _ in range(2):  # projections are made in the first, and sent in the second
@@ -92,27 +104,25 @@ def work(rank: int, port: int, rounds: int, path: Path) -> None:
         name: [(after - first) / rounds for after, first in zip(_bytes(reduction), before[name], strict=True)]
         for name, (_, reduction) in steps.items()
     }
-    if rank == 0:
-        torch.save({"seconds": seconds, "bytes": sent}, path)
-    dist.destroy_process_group()
+    return {"seconds": seconds, "bytes": sent}
 
 
 def _bytes(reduction: GradientReduction | None) -> tuple[int, int]:
     return (0, 0) if reduction is None else (reduction.sent_bytes, reduction.dense_bytes)
 
 
-def formula(method: str) -> int:
+def formula(method: str, width: int) -> int:
     """Return the bytes that a step has to send, biases included."""
-    numbers = WIDTH * RANK if method == "low_rank" else round(DENSITY * WIDTH * WIDTH)
-    return 4 * LAYERS * (numbers + WIDTH)
+    numbers = width * RANK if method == "low_rank" else round(DENSITY * width * width)
+    return 4 * LAYERS * (numbers + width)
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int) -> list[dict[str, Any]]:
     """Run both processes.
 
     Returns:
-        For each method: milliseconds per step with DDP and with the reduction, the quartiles of their quotient, bytes
-        per step, of those the share of DDP's, and the bytes of the formula.
+        For each width and method: milliseconds per step with DDP and with the reduction, the quartiles of their
+        quotient, bytes per step, of those the share of DDP's, and the bytes of the formula.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -120,36 +130,42 @@ def measure(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.pt"
         torch.multiprocessing.spawn(work, (port, rounds, path), nprocs=2)
-        found = torch.load(path, weights_only=True)
-    result = {}
-    for whole, short in zip(CONTESTANTS[::2], CONTESTANTS[1::2], strict=True):
-        method = whole.partition(",")[0]
-        sent, dense = found["bytes"][short]
-        result[method] = {
-            "ddp_ms": milliseconds(found["seconds"][whole]),
-            "reduction_ms": milliseconds(found["seconds"][short]),
-            **quotients(found["seconds"][whole], found["seconds"][short]),
-            "sent_bytes": sent,
-            "share": sent / dense,
-            "formula_bytes": formula(method),
-        }
-    return result
+        widths = torch.load(path, weights_only=True)
+    pairs = list(zip(CONTESTANTS[::2], CONTESTANTS[1::2], strict=True))
+    return [summary(width, *pair, **found) for width, found in widths.items() for pair in pairs]
+
+
+def summary(width: int, whole: str, short: str, seconds: dict[str, Any], bytes: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of the table."""
+    method, (sent, dense) = whole.partition(",")[0], bytes[short]
+    return {
+        "method": method,
+        "weights": LAYERS * width * (width + 1),
+        "ddp_ms": milliseconds(seconds[whole]),
+        "reduction_ms": milliseconds(seconds[short]),
+        **quotients(seconds[whole], seconds[short]),
+        "sent_bytes": sent,
+        "share": sent / dense,
+        "formula_bytes": formula(method, width),
+    }
 
 
 def report(result: dict[str, Any]) -> None:
     """Print the table."""
     print(
-        "| method | DDP, ms per step | reduction, ms | DDP / reduction | bytes per step | of DDP's | of the formula |"
+        "| method | million weights | DDP, ms per step | reduction, ms | DDP / reduction | bytes per step | of DDP's "
+        "| of the formula |"
     )
-    print("|---|---|---|---|---|---|---|")
-    for method, row in result["steps"].items():
+    print("|---|---|---|---|---|---|---|---|")
+    for row in result["steps"]:
         print(
-            f"| {method} | {row['ddp_ms']:.0f} | {row['reduction_ms']:.0f} | {spread(row)} | {row['sent_bytes']:.0f} "
-            f"| {row['share']:.4f} | {row['sent_bytes'] / row['formula_bytes']:.4f} |"
+            f"| {row['method']} | {row['weights'] / 1e6:.1f} | {row['ddp_ms']:.0f} | {row['reduction_ms']:.0f} "
+            f"| {spread(row)} | {row['sent_bytes']:.0f} | {row['share']:.4f} "
+            f"| {row['sent_bytes'] / row['formula_bytes']:.4f} |"
         )
 
 
 if __name__ == "__main__":
     options = arguments("strategies", __doc__).parse_args()
     prepare()
-    conclude(options, {"steps": measure(5 if options.quick else 30)}, report)
+    conclude(options, {"steps": measure(5 if options.quick else 15)}, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -123,6 +124,38 @@ def gradient_projection(
     if sign_fix:
         rows_left, rows_right = fix_signs(rows_left), fix_signs(rows_right)
     return Projection(rows_left.T.contiguous() if left else None, rows_right.contiguous() if right else None)
+
+
+def keep_projection(gradient: Tensor, projected: Tensor) -> None:
+    """Put a projected gradient in the place of the whole one: into its first rows and columns, with zeros beside.
+
+    Orthonormal vectors leave norms, so this has the norm of LRRᵗ, which is what the projection sees of the gradient.
+
+    Args:
+        gradient: Where to, (a, b).
+        projected: R, of a projected shape.
+
+    Examples:
+        >>> import torch
+        >>> gradient = torch.ones(2, 3)
+        >>> keep_projection(gradient, torch.tensor([[5.0], [6.0]]))
+        >>> gradient, kept_projection(gradient, (2, 1))
+        (tensor([[5., 0., 0.],
+                [6., 0., 0.]]), tensor([[5.],
+                [6.]]))
+    """
+    gradient.zero_()
+    kept_projection(gradient, projected.shape).copy_(projected)
+
+
+def kept_projection(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return what `keep_projection` has put in the place of a gradient, on its memory.
+
+    Args:
+        gradient: D's place, (a, b).
+        shape: R's shape.
+    """
+    return gradient[: shape[0], : shape[1]]
 
 
 def transport_moments(exp_avg: Tensor, exp_avg_sq: Tensor, old: Projection, new: Projection) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """AdamW on projected gradients: GaLore for any matrix, and the optimizer of GradNormLoRP's factors."""
 
-import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -10,24 +8,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_weights.errors import LightningWeightsWarning
 from lightning_weights.functional.full_precision import full_precision
-from lightning_weights.functional.gradient_projection import Projection
+from lightning_weights.functional.gradient_projection import Projection, kept_projection
 from lightning_weights.kernels.projected_adam import projected_adam
-from lightning_weights.optimizers._adam_groups import parameter_name
-from lightning_weights.optimizers._projected_groups import check_hyper_parameters, new_projection, step_size_of
+from lightning_weights.optimizers._projected_groups import (
+    Entry,
+    check_gradient,
+    check_hyper_parameters,
+    check_parameters,
+    choose_projected,
+    new_projection,
+    step_size_of,
+)
 from lightning_weights.optimizers._projected_state import (
     check_saved_state,
     create_state,
     is_projected,
+    projected_shape,
     projection_of,
     refresh_state,
     sides_of,
 )
-
-logger = logging.getLogger(__name__)
-
-_Entry = tuple[dict[str, Any], int, Tensor]  # group, position in it, parameter
 
 
 class GradNormLoRPAdamW(Optimizer):
@@ -110,6 +111,11 @@ class GradNormLoRPAdamW(Optimizer):
         }  # fmt: skip
         check_hyper_parameters(defaults)
         super().__init__(params, {**defaults, "betas": tuple(betas)})
+        self._projected: set[Tensor] = set()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._projected = set()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; hyper-parameters it does not name take the optimizer's defaults.
@@ -124,18 +130,11 @@ class GradNormLoRPAdamW(Optimizer):
         check_hyper_parameters({**self.defaults, **param_group})
         own_rank = param_group.get("rank") is not None
         super().add_param_group({"all_matrices": own_rank, **param_group})
-        group = self.param_groups[-1]
-        for index, param in enumerate(group["params"]):
-            problem = None
-            if not param.is_floating_point():
-                problem = f"is a {param.dtype} tensor; leave it out, allowed are real floating-point ones"
-            elif param.dim() != 2 and (own_rank or getattr(param, "_lw_project", False)):
-                problem = (
-                    f"has {param.dim()} dimensions, and only matrices are projected; put it into a group without rank"
-                )
-            if problem is not None:
-                del self.param_groups[-1]
-                raise ValueError(f"{parameter_name(group, index)} {problem}")
+        try:
+            check_parameters(self.param_groups[-1], own_rank)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -151,7 +150,7 @@ class GradNormLoRPAdamW(Optimizer):
         Raises:
             FloatingPointError: If a gradient that a projection is to be made from holds NaN or infinity; nothing has
                 been changed then.
-            RuntimeError: If a gradient is sparse.
+            RuntimeError: If a gradient is sparse, or came projected although this step makes a projection.
             ShardedParameterError: If a parameter that is to be projected is sharded.
         """
         loss = None
@@ -163,7 +162,19 @@ class GradNormLoRPAdamW(Optimizer):
             self._make_projections(work)
             for entries in self._batches(work):
                 self._update(entries)
+        for param in self._projected:
+            param.grad = None  # another step would take it for a whole one
+        self._projected.clear()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, and in what form they came.
+
+        Args:
+            set_to_none: Whether they become None; otherwise zero.
+        """
+        super().zero_grad(set_to_none)
+        self._projected.clear()
 
     def coming_projection(self, param: Tensor) -> Projection:
         """Return the projection that the coming step finds ready, or none if it makes one or does without.
@@ -175,26 +186,43 @@ class GradNormLoRPAdamW(Optimizer):
         gap = next(group["update_proj_gap"] for group in self.param_groups if any(param is p for p in group["params"]))
         return Projection(None, None) if not state or state["step"] % gap == 0 else projection_of(state)
 
-    def _with_gradients(self) -> list[_Entry]:
+    def expect_gradient(self, param: Tensor, projected: bool) -> None:
+        """Say in what form the next gradient of a parameter comes, for the coming step.
+
+        Args:
+            param: A parameter of this optimizer.
+            projected: Whether it comes projected by `coming_projection`, kept in ``grad`` by
+                [`keep_projection`][lightning_weights.functional.gradient_projection.keep_projection]; else it is whole.
+                The step uses it up.
+
+        Raises:
+            RuntimeError: If a projected gradient is there still, to which the next one would be added.
+        """
+        if param in self._projected:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(param.shape)} is projected already, and another one was "
+                f"added to it. Accumulate under no_sync() of the wrapped model, and clear gradients with zero_grad() "
+                f"of the optimizer, not with that of a module"
+            )
+        if projected:
+            self._projected.add(param)
+
+    def _with_gradients(self) -> list[Entry]:
         """Check everything before anything changes and return the parameters that have a gradient."""
         work = []
         for group in self.param_groups:
             check_hyper_parameters(group)
             for index, param in enumerate(group["params"]):
-                if param.grad is None:
-                    continue
-                if param.grad.is_sparse:
-                    raise RuntimeError(
-                        f"the gradient of {parameter_name(group, index)} is sparse, which GradNormLoRPAdamW does not "
-                        f"support; use nn.Embedding(sparse=False) or torch.optim.SparseAdam for it"
-                    )
-                work.append((group, index, param))
+                if param.grad is not None:
+                    needs_whole = (self.state.get(param) or {"step": 0})["step"] % group["update_proj_gap"] == 0
+                    check_gradient(group, index, needs_whole and param in self._projected)
+                    work.append((group, index, param))
         return work
 
-    def _make_projections(self, work: list[_Entry]) -> None:
+    def _make_projections(self, work: list[Entry]) -> None:
         """Create states, and put new projections where they are due; all are computed before anything changes."""
         fresh = [entry for entry in work if not self.state.get(entry[2])]
-        chosen = self._chosen(fresh)
+        chosen = choose_projected(self.param_groups, fresh)
         made = {}
         for group, index, param in work:
             state = self.state.get(param) or {"step": 0}
@@ -206,46 +234,26 @@ class GradNormLoRPAdamW(Optimizer):
             elif param in made:
                 refresh_state(self.state[param], made[param], group["moment_transport"])
 
-    def _chosen(self, fresh: list[_Entry]) -> dict[Tensor, bool]:
-        """Decide which parameters without state are projected, and say what is worth knowing about it."""
-        if not fresh:
-            return {}
-        marked = any(getattr(param, "_lw_project", False) for group in self.param_groups for param in group["params"])
-        chosen = {}
-        for group, _, param in fresh:
-            wanted = getattr(param, "_lw_project", False) if marked else param.dim() == 2
-            chosen[param] = group["rank"] is not None and (group["all_matrices"] or wanted) and param.numel() > 0
-        names = [
-            parameter_name(group, index)
-            for group, index, param in fresh
-            if chosen[param] and group["rank"] >= min(param.shape)
-        ]
-        if names:
-            warnings.warn(
-                f"rank reaches the shorter side of {len(names)} of {sum(chosen.values())} projected parameters, such "
-                f"as {names[0]}: rotation only, no memory saved. Use a smaller rank to save optimizer memory",
-                LightningWeightsWarning,
-                stacklevel=5,
-            )
-        if not marked and any(chosen.values()):
-            logger.info("GradNormLoRPAdamW: no parameter is marked by the callback GradNormLoRP: plain GaLore-AdamW")
-        return chosen
-
-    def _batches(self, work: list[_Entry]) -> Iterable[list[_Entry]]:
+    def _batches(self, work: list[Entry]) -> Iterable[list[Entry]]:
         """Put together what one call of the operator can do."""
-        batches: dict[tuple[Any, ...], list[_Entry]] = defaultdict(list)
+        batches: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
         for group, index, param in work:
             state = self.state[param]
-            key = (id(group), param.device, *sides_of(projection_of(state)), "block_size" in state)
-            batches[key].append((group, index, param))
+            form = (*sides_of(projection_of(state)), "block_size" in state, param in self._projected)
+            batches[id(group), param.device, form].append((group, index, param))
         return batches.values()
 
-    def _update(self, entries: list[_Entry]) -> None:
+    def _update(self, entries: list[Entry]) -> None:
         group = entries[0][0]
         params = [param for _, _, param in entries]
         states = [self.state[param] for param in params]
         for state in states:
             state["step"] += 1
+        gradients = [param.grad for param in params]
+        projected = params[0] in self._projected
+        if projected:
+            shapes = [projected_shape(param, projection_of(self.state[param])) for param in params]
+            gradients = list(map(kept_projection, gradients, shapes))
         beta1, beta2 = group["betas"]
 
         def column(name: str) -> list[Tensor]:
@@ -253,7 +261,7 @@ class GradNormLoRPAdamW(Optimizer):
 
         projected_adam(
             params,
-            [param.grad for param in params],
+            gradients,
             column("exp_avg"),
             column("exp_avg_sq"),
             lefts=column("projection_left"),
@@ -266,6 +274,7 @@ class GradNormLoRPAdamW(Optimizer):
             eps=group["eps"],
             scale=group["scale"],
             decay=group["lr"] * group["weight_decay"],
+            projected=projected,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

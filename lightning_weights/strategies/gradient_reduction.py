@@ -103,6 +103,15 @@ class GradientReduction(ABC):
             basis: What `basis` returned.
         """
 
+    def announce(self, optimizer: Any, param: Tensor, short: bool) -> None:  # noqa: B027  most have nothing to tell
+        """Tell an optimizer in what form the gradient of a parameter comes, where it has to know; here nothing.
+
+        Args:
+            optimizer: The optimizer of the parameter.
+            param: The parameter.
+            short: Whether `restore` writes it.
+        """
+
     @torch.no_grad()
     def _reduce(self, state: object, bucket: dist.GradBucket) -> Future[Tensor]:
         if bucket.index() == 0:
@@ -110,6 +119,9 @@ class GradientReduction(ABC):
             self._owners = {id(param): optimizer for optimizer, group in groups for param in group["params"]}
         gradients, buffer = bucket.gradients(), bucket.buffer()
         bases = [self._agreed_basis(param) for param in bucket.parameters()]
+        for param, basis in zip(bucket.parameters(), bases, strict=True):
+            if id(param) in self._owners:
+                self.announce(self._owners[id(param)], param, bool(basis))
         parts = [
             (self.compress(gradient, basis) if basis else gradient).to(buffer.dtype).reshape(-1)
             for gradient, basis in zip(gradients, bases, strict=True)

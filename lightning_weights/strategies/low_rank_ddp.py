@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_weights.functional.gradient_projection import keep_projection
 from lightning_weights.strategies._compressed_ddp import CompressedDDPStrategy
 from lightning_weights.strategies.gradient_reduction import GradientReduction
 
@@ -15,10 +16,11 @@ class LowRankReduction(GradientReduction):
 
     What the optimizer makes of a gradient D is its projection R = LᵀDRᵀ, and averages can be taken of these:
 
-    $$\bar R = \frac{1}{n} \sum_i L^\top D_i, \qquad \bar D = L \bar R$$
+    $$\bar R = \frac{1}{n} \sum_i L^\top D_i$$
 
     so that p × b numbers travel for a matrix of a × b (from the right likewise, and p × p with both). In steps that
-    make a projection the whole gradient does.
+    make a projection the whole gradient does. In all others ``grad`` holds the average of R in its first rows and
+    columns until the step, and zeros beside, which is as long as that of the projected gradients.
 
     It is made from an optimizer or several, of which one has to be a ``GradNormLoRPAdamW``, and `register` gives it to
     a wrapped model.
@@ -57,7 +59,7 @@ class LowRankReduction(GradientReduction):
         return values if right is None else values.to(right.dtype) @ right.T
 
     def restore(self, gradient: Tensor, values: Tensor, basis: tuple[Any, ...]) -> None:
-        """Write the gradient that has this projection, and nothing beside it.
+        """Write the projection, from which the optimizer goes on.
 
         Args:
             gradient: Where to, (a, b).
@@ -67,12 +69,20 @@ class LowRankReduction(GradientReduction):
         left, right = basis
         rows = gradient.shape[0] if left is None else left.shape[1]
         columns = gradient.shape[1] if right is None else right.shape[0]
-        values = _aligned(values).view(rows, columns)
-        if right is not None:
-            values = values.to(right.dtype) @ right
-        if left is not None:
-            values = left @ values.to(left.dtype)
-        gradient.copy_(values)
+        keep_projection(gradient, values.view(rows, columns))
+
+    def announce(self, optimizer: Any, param: Tensor, short: bool) -> None:
+        """Tell the optimizer whether a gradient comes projected.
+
+        Args:
+            optimizer: The optimizer of the parameter.
+            param: The parameter.
+            short: Whether it does.
+
+        Raises:
+            RuntimeError: If a projected gradient is there still, to which the next one would be added.
+        """
+        optimizer.expect_gradient(param, projected=short)
 
 
 class LowRankDDPStrategy(CompressedDDPStrategy):
@@ -80,9 +90,10 @@ class LowRankDDPStrategy(CompressedDDPStrategy):
 
     The result is that of DDP up to rounding: the optimizer projects gradients anyway, and where it makes a projection
     of a gradient, once every ``update_proj_gap`` steps, the whole gradient is sent. What differs is what is seen
-    between backward pass and step: gradients are already projected there, so that clipping by norm compares the norm
-    of projected gradients. New projections are taken from the first process, so that machines with other libraries
-    agree. Logs ``weights/gradnorm_lorp/sent_bytes`` of every step, and ``sent_share``, their share of what DDP sends.
+    between backward pass and step: ``grad`` holds the projected gradient in its first rows and columns and zeros
+    beside, so that clipping compares the norm, or bounds the entries, of projected gradients. New projections are
+    taken from the first process, so that machines with other libraries agree. Logs
+    ``weights/gradnorm_lorp/sent_bytes`` of every step, and ``sent_share``, their share of what DDP sends.
 
     Takes the arguments of Lightning's ``DDPStrategy``, without ``ddp_comm_hook``. It is one of ``lightning.pytorch``;
     for a ``pytorch_lightning`` Trainer, for Fabric and for plain DDP there is `LowRankReduction`.

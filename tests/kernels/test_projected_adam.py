@@ -115,6 +115,25 @@ def test_codes_need_bitsandbytes(monkeypatch):
     blockwise._bitsandbytes.cache_clear()
 
 
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("side", ["left", "right", "full"])
+def test_gradients_that_are_projected_already(side, bits):
+    """What the reference makes of whole gradients, the operator makes of their projections."""
+    param, grad, left, right, *moments = inputs((96, 80, 16), side)
+    reduced = grad if left is None else left.T @ grad
+    reduced = reduced if right is None else reduced @ right.T
+    states, maxima = moments, []
+    if bits == 8:
+        pytest.importorskip("bitsandbytes")
+        states, maxima = encoded(moments, side == "left")
+        moments = decoded(states, maxima, side == "left")
+    want = projected_adam_reference(param, grad, left, right, *moments, step_size=STEP_SIZE, **RULE)
+    step(param, reduced, left, right, *states, *([maximum] for maximum in maxima), **RULE, projected=True)
+    torch.testing.assert_close(param, want[0], rtol=2e-5, atol=2e-5)
+    if bits == 32:
+        torch.testing.assert_close(tuple(states), want[1:], rtol=2e-5, atol=2e-5)
+
+
 def test_any_layout():
     data = inputs((6, 10, 3), "right")
     want = oracle(*data, **RULE)
@@ -157,7 +176,7 @@ def test_opcheck():
     data = inputs((4, 6, 2), "right")
     params, grads, lefts, rights, moments, squares = listed(*data)
     op = torch.ops.lightning_weights.projected_adam.default
-    arguments = (params, grads, lefts, rights, moments, squares, [], [], [STEP_SIZE], *RULE.values())
+    arguments = (params, grads, lefts, rights, moments, squares, [], [], [STEP_SIZE], *RULE.values(), False)
     assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
 
 

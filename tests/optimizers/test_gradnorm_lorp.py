@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_weights.errors import LightningWeightsWarning
-from lightning_weights.functional.gradient_projection import gradnorm_lorp_numel, projected_numel
+from lightning_weights.functional.gradient_projection import gradnorm_lorp_numel, keep_projection, projected_numel
 from lightning_weights.optimizers import GradNormLoRPAdamW
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
@@ -124,6 +124,28 @@ def test_transposed_matrices_take_transposed_steps(transport):
     train(GradNormLoRPAdamW(ours, **rule), ours, steps)
     train(GradNormLoRPAdamW(turned, **rule), turned, [[grads[0].T.contiguous()] for grads in steps])
     torch.testing.assert_close(ours[0].T, turned[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("proj_type", PROJECTIONS)
+def test_gradients_may_come_projected(proj_type):
+    """Steps 1, 4 and 7 make projections, from whole gradients."""
+    ours = parameters((9, 5), (4, 8), (6, 6), (5,), dtype=torch.float64)
+    theirs, steps = clones(ours), gradients(ours)
+    optimizer = GradNormLoRPAdamW(ours, **RULE, proj_type=proj_type)
+    came = []
+    for grads in steps:
+        for param, grad in zip(ours, grads, strict=True):
+            param.grad, (left, right) = grad.clone(), optimizer.coming_projection(param)
+            projected = left is not None or right is not None
+            if projected:
+                reduced = grad if left is None else left.T @ grad
+                keep_projection(param.grad, reduced if right is None else reduced @ right.T)
+            optimizer.expect_gradient(param, projected)
+        optimizer.step()
+        came.append([param.grad is None for param in ours])
+    train(GradNormLoRPAdamW(theirs, **RULE, proj_type=proj_type), theirs, steps)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert came == [[step % 3 != 0] * 3 + [False] for step in range(7)], "the step uses projected gradients up"
 
 
 def test_signs_of_singular_vectors_do_not_matter(monkeypatch):

@@ -61,6 +61,27 @@ def test_sparse_gradients_are_refused():
         GradNormLoRPAdamW(embedding.parameters()).step()
 
 
+def test_projected_gradients_that_are_no_use():
+    param = nn.Parameter(torch.randn(4, 3))
+    optimizer = GradNormLoRPAdamW([param], rank=2, update_proj_gap=5)
+    param.grad = torch.randn(4, 3)
+    optimizer.step()
+    optimizer.expect_gradient(param, projected=True)
+    for projected in (True, False):
+        with pytest.raises(RuntimeError, match=r"shape \(4, 3\) is projected already, .* no_sync\(\) .* zero_grad\(\)"):
+            optimizer.expect_gradient(param, projected)
+    optimizer.param_groups[0]["update_proj_gap"] = 1
+    before = param.detach().clone()
+    with pytest.raises(RuntimeError, match=r"^the gradient of parameter 0 .* came projected, .* update_proj_gap"):
+        optimizer.step()
+    assert torch.equal(param, before)
+    optimizer.zero_grad()
+    optimizer.expect_gradient(param, projected=False)
+    param.grad = torch.randn(4, 3)
+    optimizer.step()
+    assert not torch.equal(param, before)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("svd", ["exact", "gram", "randomized"])
 def test_gradients_that_are_not_finite_change_nothing(bad, svd):

@@ -34,11 +34,12 @@ def _step(
     eps: float,
     scale: float,
     decay: float,
+    projected: bool,
 ) -> None:
     rule = (beta1, beta2, eps, scale, decay)
     covered = [(params, DTYPES), (grads, DTYPES), (exp_avgs, STATES), ([*lefts, *rights], STATES[:1])]
-    one_sided = bool(lefts) != bool(rights)
-    if one_sided and covers(rights or lefts, exp_avgs) and takes_triton(params[0].device.type, covered):
+    whole_and_one_sided = not projected and bool(lefts) != bool(rights)
+    if whole_and_one_sided and covers(rights or lefts, exp_avgs) and takes_triton(params[0].device.type, covered):
         from lightning_weights.kernels.projected_adam.launch import launch_projected_adam
 
         launch_projected_adam(
@@ -51,9 +52,9 @@ def _step(
             for index, step_size in enumerate(step_sizes):
                 left, right = (side[index] if side else None for side in (lefts, rights))
                 codes, maxima = (exp_avgs[index], exp_avg_sqs[index]), (absmaxes[index], sq_absmaxes[index])
-                step_8bit(params[index], grads[index], left, right, *codes, *maxima, step_size, *rule)
+                step_8bit(params[index], grads[index], left, right, *codes, *maxima, step_size, *rule, projected)
         elif lefts or rights:
-            step_projected(params, grads, lefts, rights, exp_avgs, exp_avg_sqs, step_sizes, *rule)
+            step_projected(params, grads, lefts, rights, exp_avgs, exp_avg_sqs, step_sizes, *rule, projected)
         else:
             step_plain(params, grads, exp_avgs, exp_avg_sqs, step_sizes, beta1, beta2, eps, decay)
 
@@ -66,7 +67,7 @@ _op = register(
     "projected_adam",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor[] lefts, Tensor[] rights, Tensor(b!)[] exp_avgs, "
     "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] absmaxes, Tensor(e!)[] sq_absmaxes, float[] step_sizes, float beta1, "
-    "float beta2, float eps, float scale, float decay) -> ()",
+    "float beta2, float eps, float scale, float decay, bool projected) -> ()",
     implementation=_step,
     fake=_step_fake,
 )
@@ -88,12 +89,13 @@ def projected_adam(
     eps: float,
     scale: float = 1.0,
     decay: float = 0.0,
+    projected: bool = False,
 ) -> None:
     """Take one projected Adam step in place on lists of tensors: [`projected_adam_reference`][] for each, fused.
 
     Args:
         params: Weights of one device, updated in place.
-        grads: Gradients of their shapes.
+        grads: Gradients of their shapes, or with ``projected`` of those of the moments.
         exp_avgs: First moments of the projected shapes, updated in place: in fp32 or wider, or their uint8 codes. Codes
             of what is projected from the left only lie transposed, so that their blocks run along the short side.
         exp_avg_sqs: Second moments, likewise.
@@ -108,6 +110,7 @@ def projected_adam(
         eps: ε, added to the root.
         scale: κ, factor of what is projected back.
         decay: Learning rate times weight decay; weights shrink by it after the step.
+        projected: Whether gradients are projected already.
 
     Raises:
         ShardedParameterError: If projected weights are sharded, or plain ones differently from their states.
@@ -135,5 +138,5 @@ def projected_adam(
         scale = 1.0
     _op(
         params, grads, lefts, rights, exp_avgs, exp_avg_sqs, absmaxes, sq_absmaxes, step_sizes, beta1, beta2, eps,
-        scale, decay,
+        scale, decay, projected,
     )  # fmt: skip

@@ -50,16 +50,20 @@ def step_projected(
     eps: float,
     scale: float,
     decay: float,
+    projected: bool,
 ) -> None:
     """Take projected steps, few matrices at a time; only for narrow dtypes a wide copy of their size exists."""
     for place in _batches([moment.numel() for moment in exp_avgs]):
         count = len(params[place])
         sides = [side[place] if side else [None] * count for side in (lefts, rights)]
         moments, squares = list(exp_avgs[place]), list(exp_avg_sqs[place])
-        projected = list(map(_project, grads[place], *sides, moments))
-        torch._foreach_lerp_(moments, projected, 1.0 - beta1)
+        if projected:
+            reduced = [grad.to(moment.dtype) for grad, moment in zip(grads[place], moments, strict=True)]
+        else:
+            reduced = list(map(_project, grads[place], *sides, moments))
+        torch._foreach_lerp_(moments, reduced, 1.0 - beta1)
         torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, projected, projected, value=1.0 - beta2)
+        torch._foreach_addcmul_(squares, reduced, reduced, value=1.0 - beta2)
         roots = list(torch._foreach_sqrt(squares))
         torch._foreach_add_(roots, eps)
         updates = torch._foreach_div(moments, roots)
@@ -118,6 +122,7 @@ def step_8bit(
     eps: float,
     scale: float,
     decay: float,
+    projected: bool,
 ) -> None:
     """Take the step of one matrix with moments that are wide for its duration only."""
     moment = dequantize(exp_avg, absmax, signed=True)
@@ -126,7 +131,7 @@ def step_8bit(
     if turned:
         moment, square = moment.T, square.T
     lefts, rights = [] if left is None else [left], [] if right is None else [right]
-    rule = ([step_size], beta1, beta2, eps, scale, decay)
+    rule = ([step_size], beta1, beta2, eps, scale, decay, projected)
     step_projected([param], [grad], lefts, rights, [moment], [square], *rule)
     quantize(moment.T if turned else moment, exp_avg, absmax, signed=True)
     quantize(square.T if turned else square, exp_avg_sq, sq_absmax, signed=False)
