@@ -2,7 +2,9 @@
 
 Forward and backward pass of one linear layer in fp32, on one thread, CPU time of the process; the contestants take
 turns in random order within every round, and ratios are taken within rounds, so that a busy machine slows both sides.
-Then the bytes that each holds at its peak, counted by PyTorch's profiler in one pass. Needs peft.
+The five products that `col` comes down to run alone, too, into memory that is there already: the limit of whoever
+computes it with PyTorch's products. Then the bytes that each holds at its peak, counted by PyTorch's profiler in one
+pass. Needs peft.
 """
 
 import copy
@@ -14,7 +16,7 @@ from _measure import arguments, conclude, milliseconds, prepare, quotients, spre
 from peft import LoraConfig, MissConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.miss.layer import MissLinear
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_weights.kernels.block_affine.cost import cost, cost_composition
@@ -25,6 +27,7 @@ TOKENS = (64, 256, 512)
 R = 64
 AGAINST = {
     "frozen linear": "PEFT bat",
+    "products alone": "PEFT bat",
     "PEFT bat": "PEFT bat",
     "col": "PEFT bat",
     "col, weight never kept": "PEFT bat",
@@ -82,7 +85,25 @@ def passes(contestants: dict[str, nn.Module], tokens: int) -> dict[str, Callable
             param.grad = None
         layer(x).backward(upstream)
 
-    return {name: lambda layer=layer: run(layer) for name, layer in contestants.items()}
+    runs = {name: lambda layer=layer: run(layer) for name, layer in contestants.items()}
+    return {**runs, "products alone": products(base.weight.detach(), x.detach(), upstream)}
+
+
+def products(weight: Tensor, x: Tensor, upstream: Tensor) -> Callable[[], None]:
+    """Return the bare products of `col`: the built weight, the outputs, and the slopes of inputs, weight and blocks."""
+    outputs, slope_x, slope_w, built = (torch.empty_like(like) for like in (upstream, x, weight, weight))
+    blocks = torch.randn(weight.shape[0] // R, R, R)
+    slope_b = torch.empty_like(blocks)
+    rows, built_rows, slope_rows = (matrix.view(len(blocks), -1, R) for matrix in (weight, built, slope_w))
+
+    def run() -> None:
+        torch.bmm(rows, blocks, out=built_rows)
+        torch.mm(x, built.t(), out=outputs)
+        torch.mm(upstream, built, out=slope_x)
+        torch.mm(upstream.t(), x, out=slope_w)
+        torch.bmm(rows.transpose(1, 2), slope_rows, out=slope_b)
+
+    return run
 
 
 def peak(run: Callable[[], None]) -> int:
@@ -105,6 +126,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         contestants = layers(out_features, in_features)
         for tokens in TOKENS:
             runs = passes(contestants, tokens)
+            # ahead of the times: it leaves a heap of which malloc gives little back, and page faults are no arithmetic
             peaks = {name: peak(run) for name, run in runs.items()}
             times = take_turns(runs, rounds)
             for name, own in times.items():

@@ -28,20 +28,29 @@ PEERS = ("LoRA", "DoRA", "PiSSA", "MiSS", "bat")
 
 
 class Upright(Digits):
-    """Digits as they are."""
+    """Digits as they are, standardised."""
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        train_x, train_y, *test = super().load()
-        return (train_x[:UPRIGHT], train_y[:UPRIGHT], *test)
+        train_x, train_y, test_x, test_y = _standardised(*super().load())
+        return train_x[:UPRIGHT], train_y[:UPRIGHT], test_x, test_y
 
 
 class Turned(Digits):
     """A few digits turned by 90 degrees, none of which the network has seen upright, and the same held-out images."""
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        train_x, train_y, test_x, test_y = super().load()
+        train_x, train_y, test_x, test_y = _standardised(*super().load())
         few = slice(len(train_x) - TURNED, None)
         return _turn(train_x[few]), train_y[few], _turn(test_x), test_y
+
+
+def _standardised(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the pixels mean 0 and deviation 1 over the images that the network is pretrained on."""
+    seen = train_x[:UPRIGHT]
+    mean, deviation = seen.mean(), seen.std()
+    return (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y
 
 
 def _turn(images: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from _fine_tuning import LAYERS, PEERS, Turned, Upright, accuracy, fine_tune, pretrained, state_bytes, with_peft
 
+from lightning_weights.data import Digits
+
 
 def test_digits_are_turned_and_no_image_is_used_twice() -> None:
     (upright, upright_y, test, test_y), (turned, _, turned_test, turned_y) = (
@@ -16,6 +18,13 @@ def test_digits_are_turned_and_no_image_is_used_twice() -> None:
     assert torch.equal(test_y, turned_y)
     assert torch.cdist(back, upright).min() > 0.1
     assert len(upright) == len(upright_y) == 900
+
+
+def test_pixels_are_standardised_by_those_of_the_first_task() -> None:
+    (upright, _, test, _), (raw, _, raw_test, _) = (data(seed=3).tensors() for data in (Upright, Digits))
+    mean, deviation = raw[:900].mean(), raw[:900].std()
+    torch.testing.assert_close(torch.std_mean(upright), (torch.tensor(1.0), torch.tensor(0.0)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(test * deviation + mean, raw_test)
 
 
 def test_pretraining_is_the_seeds_and_moves_no_generator() -> None:
