@@ -91,3 +91,27 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def name_list(name: str, value: object, or_else: str = "") -> list[str]:
+    """Check that an argument is a list of names, and return it as a plain one.
+
+    Args:
+        name: Argument name, for the message.
+        value: What was given; any sequence of strings but a string.
+        or_else: What the caller allows besides, as the end of the sentence.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Examples:
+        >>> name_list("exclude", ("head", "body.*"))
+        ['head', 'body.*']
+        >>> name_list("exclude", "head", " or None")
+        Traceback (most recent call last):
+        ValueError: exclude is 'head'; allowed is a list of names such as ['head'] or None
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(entry, str) for entry in value):
+        example = f" such as [{value!r}]" if isinstance(value, str) and value else ""
+        raise ValueError(f"{name} is {value!r}; allowed is a list of names{example}{or_else}")
+    return list(value)

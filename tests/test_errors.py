@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import UserList
 from decimal import Decimal
 from fractions import Fraction
 
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_weights.errors import LightningWeightsError, MissingDependencyError, check_choice, check_number
+from lightning_weights.errors import (
+    LightningWeightsError,
+    MissingDependencyError,
+    check_choice,
+    check_number,
+    name_list,
+)
 
 NOT_NUMBERS = [True, "3", None, 1j, [1.0], torch.tensor(1.0), np.bool_(True), np.array([1.0]), Decimal(1)]
 
@@ -69,3 +76,22 @@ def test_a_missing_package_is_named_as_pip_knows_it():
         "PermutedDigits needs the package 'scikit-learn', which is not installed. "
         "Install it with: pip install scikit-learn (extra 'stacking' of lightning-weights)"
     )
+
+
+@pytest.mark.parametrize("value", [[], ["a"], ("a", "b*"), UserList(["a"])])
+def test_lists_of_names_become_plain(value):
+    names = name_list("exclude", value)
+    assert names == [*value]
+    assert type(names) is list
+
+
+@pytest.mark.parametrize("value", [None, 3, [1], ["a", None], {"a": 1}, {"a"}])
+def test_what_is_no_list_of_names_is_refused(value):
+    message = f"exclude is {value!r}; allowed is a list of names or None"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        name_list("exclude", value, " or None")
+
+
+def test_a_single_name_is_told_how_to_be_a_list():
+    with pytest.raises(ValueError, match=r"^exclude is 'head'; allowed is a list of names such as \['head'\]$"):
+        name_list("exclude", "head")

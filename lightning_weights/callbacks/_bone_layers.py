@@ -10,13 +10,20 @@ from torch.distributed.tensor import DTensor
 
 from lightning_weights.callbacks._adapter_checkpoints import plain_name
 from lightning_weights.callbacks._replacement import check_replaceable, replace_layers
-from lightning_weights.callbacks._targets import is_inside, name_matches, target_layers
+from lightning_weights.callbacks._targets import (
+    check_excluded,
+    check_same_targets,
+    is_inside,
+    name_matches,
+    target_layers,
+)
 from lightning_weights.errors import LightningWeightsWarning, ShardedParameterError
 from lightning_weights.functional.bone import block_shape
 from lightning_weights.modules.bone import BoneLinear
 from lightning_weights.modules.bone_files import BoneAdapter
 
 HIGH_DECAY = 0.1
+MERGE_FIRST = "merge the blocks first with BoneFinetuning().merge(module), or give the same arguments"
 
 
 def bone_layers(module: nn.Module) -> dict[str, BoneLinear]:
@@ -27,7 +34,7 @@ def bone_layers(module: nn.Module) -> dict[str, BoneLinear]:
 def layers_to_adapt(
     module: nn.Module, target_modules: str | Sequence[str], exclude_modules: Sequence[str], saved: Sequence[str]
 ) -> dict[str, nn.Linear]:
-    """Return the layers that get blocks, by name.
+    """Return the layers that get blocks, or have them, by name.
 
     Args:
         module: Where to look.
@@ -36,18 +43,18 @@ def layers_to_adapt(
         saved: Names of modules that are trained whole, which get none.
 
     Raises:
-        ValueError: If no layer is left, or one cannot be replaced.
+        ValueError: If no layer is left, one cannot be replaced, or others have blocks.
         ShardedParameterError: If a weight is sharded.
     """
-    chosen = target_layers(module, target_modules, exclude_modules)
-    names = [name for name, _ in module.named_modules()]
-    for pattern in exclude_modules:
-        if not any(name_matches(name, pattern) for name in names):
-            raise ValueError(f"exclude_modules has {pattern!r}, which names no module of {', '.join(names[1:])}")
+    chosen = target_layers(module, target_modules, exclude_modules, (nn.Linear, BoneLinear))
+    check_excluded(module, exclude_modules)
     layers = {name: layer for name, layer in chosen.items() if not any(is_inside(name, part) for part in saved)}
     if not layers:
         raise ValueError(f"modules_to_save leaves none of the target layers {', '.join(chosen)} to adapt")
-    check_adaptable(module, layers)
+    if present := bone_layers(module):
+        check_same_targets(present, layers, target_modules, MERGE_FIRST)
+    else:
+        check_adaptable(module, layers)
     return layers
 
 
@@ -83,11 +90,11 @@ def ranks_of(names: Sequence[str], r: int, rank_pattern: Mapping[str, int]) -> d
         ValueError: If a pattern fits no layer.
     """
     for pattern in rank_pattern:
-        if not any(name_matches(plain_name(name), pattern) for name in names):
+        if not any(name_matches(name, pattern) for name in names):
             raise ValueError(
                 f"rank_pattern has {pattern!r}, which names no adapted layer; adapted are {', '.join(names)}"
             )
-    fitting = {name: [rank for p, rank in rank_pattern.items() if name_matches(plain_name(name), p)] for name in names}
+    fitting = {name: [rank for p, rank in rank_pattern.items() if name_matches(name, p)] for name in names}
     return {name: ranks[0] if ranks else r for name, ranks in fitting.items()}
 
 
@@ -202,17 +209,9 @@ def merge_layers(module: nn.Module) -> None:
     replace_layers(module, {layer: layer.merge() for layer in layers.values()})
 
 
-def descriptions(layers: Mapping[str, BoneLinear]) -> dict[str, dict[str, Any]]:
-    """Return what a checkpoint has to know about each layer, by the name that the user knows."""
-    return {plain_name(name): _description(layer) for name, layer in layers.items()}
-
-
-def _description(layer: BoneLinear) -> dict[str, Any]:
-    grid = None if layer.grid is None else list(layer.grid)
-    return {"variant": layer.variant, "r": layer.r, "grid": grid, "shape": list(layer.bone_block.shape)}
-
-
-def check_same(layers: Mapping[str, BoneLinear], ranks: Mapping[str, int], variant: str, sizes: Any) -> None:
+def check_same(
+    layers: Mapping[str, BoneLinear], ranks: Mapping[str, int], variant: str, sizes: Any, **options: Any
+) -> None:
     """Check that layers that have blocks already have those that are asked for.
 
     Args:
@@ -220,55 +219,16 @@ def check_same(layers: Mapping[str, BoneLinear], ranks: Mapping[str, int], varia
         ranks: Block size of each layer that is asked for.
         variant: What is asked for.
         sizes: ``grid`` and ``mini_r`` that are asked for.
+        options: Other arguments of ``BoneLinear`` that are asked for.
 
     Raises:
         ValueError: If one has others.
     """
     for name, layer in layers.items():
-        here = {"variant": layer.variant, "r": layer.r, "grid": layer.grid, "mini_r": layer.mini_r}
-        asked = {"variant": variant, "r": ranks[name], **sizes}
+        asked = {"variant": variant, "r": ranks[name], **sizes, **options}
+        here = {argument: getattr(layer, argument) for argument in asked}
         if here != asked:
-            raise ValueError(
-                f"{name} has blocks already, with {here}; asked for are {asked}. Merge them first with "
-                f"BoneFinetuning().merge(module), or give the same arguments"
-            )
-
-
-def check_variant(saved: Mapping[str, Any], variant: str) -> None:
-    """Check that the blocks of a checkpoint act as those that are asked for, whatever their shapes.
-
-    Args:
-        saved: What the callback saved in the checkpoint.
-        variant: What is asked for.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    variants = sorted({layer["variant"] for layer in saved["layers"].values()})
-    if variants != [variant]:
-        raise ValueError(
-            f"the checkpoint's blocks are of variant {' and '.join(map(repr, variants))}, but variant is {variant!r}: "
-            f"equal shapes mean different weights; give BoneFinetuning the checkpoint's variant"
-        )
-
-
-def check_blocks(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Check that a checkpoint has blocks for the same layers, in the same sizes.
-
-    Args:
-        saved: What the callback saved in the checkpoint.
-        here: Descriptions of the layers that are to be loaded.
-
-    Raises:
-        ValueError: If it has others.
-    """
-    theirs = saved["layers"]
-    if different := [name for name in {**theirs, **here} if theirs.get(name) != here.get(name)]:
-        name = different[0]
-        raise ValueError(
-            f"the checkpoint has other blocks for {', '.join(different)} ({name}: {theirs.get(name)}, here "
-            f"{here.get(name)}); give BoneFinetuning the arguments of the run that saved it"
-        )
+            raise ValueError(f"{name} has blocks already, with {here}; asked for are {asked}; {MERGE_FIRST}")
 
 
 @torch.no_grad()

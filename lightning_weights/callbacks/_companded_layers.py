@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_weights.callbacks._injection import check_weights, named_layers, weight_layers
 from lightning_weights.callbacks._parameter_groups import move_to_own_group
 from lightning_weights.errors import LightningWeightsWarning, ShardedParameterError
+from lightning_weights.modules.compander import Compander
 from lightning_weights.modules.parametrized import Parametrized
 
 EFFECTIVE_DECAY = "effective_weight_decay"  # in a parameter group: decay of weights instead of latents
@@ -23,21 +24,24 @@ def latent_of(part: Parametrized) -> Any:
     return part.layer.parametrizations[part.tensor].original
 
 
-def names_or_none(argument: str, value: Any) -> list[str] | None:
-    """Return names as a plain list, or None.
+def check_same_function(name: str, compander: Compander, asked: Mapping[str, Any]) -> None:
+    """Check that a weight that is companded already is so as it is asked for.
 
     Args:
-        argument: Which argument it is, for the message.
-        value: What was given; any sequence of strings becomes a list.
+        name: Of its layer.
+        compander: Of the weight.
+        asked: Arguments of the callback. What was companded by hand has its own κ, β and share.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is not.
     """
-    if value is None:
-        return None
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{argument} is {value!r}; allowed are a list of layer names or None")
-    return list(value)
+    here = {"function": compander.function, "learnable": compander.learnable, **compander.settings}
+    for argument, value in here.items():
+        if value != asked[argument]:
+            raise ValueError(
+                f"{name} is companded already, with {argument}={value!r}, and {argument} is {asked[argument]!r}; call "
+                f"merge_companders(module) first, or give the same arguments"
+            )
 
 
 def layers_to_compand(

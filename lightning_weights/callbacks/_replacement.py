@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from lightning_weights.callbacks._adapter_checkpoints import plain_name
 from lightning_weights.callbacks._injection import check_weights
 from lightning_weights.callbacks._targets import name_matches
 from lightning_weights.errors import LightningWeightsWarning
@@ -27,11 +26,11 @@ def saved_modules(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     """
     names = [name for name, part in module.named_modules() if name and next(part.parameters(), None) is not None]
     for pattern in patterns:
-        if not any(name_matches(plain_name(name), pattern) for name in names):
+        if not any(name_matches(name, pattern) for name in names):
             raise ValueError(
                 f"modules_to_save has {pattern!r}, which names no module with parameters; there are {', '.join(names)}"
             )
-    return [name for name in names if any(name_matches(plain_name(name), pattern) for pattern in patterns)]
+    return [name for name in names if any(name_matches(name, pattern) for pattern in patterns)]
 
 
 def check_replaceable(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_weights.callbacks._targets import target_layers
+from lightning_weights.callbacks._targets import check_same_targets, target_layers
 from lightning_weights.errors import LightningWeightsWarning, ShardedParameterError
 
 MARK, NAME = "_lw_sparse", "_lw_name"  # attributes of a parameter, which its optimizer reads
@@ -45,7 +45,12 @@ def sparse_targets(
     for name, part in module.named_modules():
         for param in part.parameters(recurse=False):
             owners.setdefault(id(param), []).append(name)
-    for name, layer in target_layers(module, target_modules, exclude_modules).items():
+    layers = target_layers(module, target_modules, exclude_modules)
+    if present := [name for name, part in module.named_modules() if _is_marked(part)]:
+        chosen = {id(layer.weight) for layer in layers.values()}
+        asked = [name for name, part in module.named_modules() if id(getattr(part, "weight", None)) in chosen]
+        check_same_targets(present, asked, target_modules, "give the same target_modules, or build the network anew")
+    for name, layer in layers.items():
         if is_parametrized(layer, "weight"):
             raise ValueError(f"the weight of {name} has a parametrization; remove it, or exclude the layer")
         weight = layer.weight
@@ -60,6 +65,10 @@ def sparse_targets(
         if all(weight is not known for known in targets.values()):
             targets[f"{name}.weight" if name else "weight"] = weight
     return targets
+
+
+def _is_marked(part: nn.Module) -> bool:
+    return any(getattr(param, MARK, False) is True for param in part.parameters(recurse=False))
 
 
 def _check(name: str, weight: nn.Parameter) -> None:

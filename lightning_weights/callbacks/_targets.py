@@ -1,16 +1,36 @@
 """Choose the layers of a network that are fine-tuned."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lightning_weights.callbacks._adapter_checkpoints import plain_name
+from lightning_weights.errors import name_list
+
 ALL_LINEAR = "all-linear"
 
 
+def target_names(target_modules: object) -> str | list[str]:
+    """Return what a user gave as ``target_modules``, a list as a plain one.
+
+    Args:
+        target_modules: A pattern, ``all-linear`` or several patterns.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(target_modules, str) and target_modules:
+        return target_modules
+    return name_list("target_modules", target_modules, f", one name, or {ALL_LINEAR!r} for all linear layers")
+
+
 def target_layers(
-    module: nn.Module, target_modules: str | Sequence[str], exclude_modules: Sequence[str] = ()
-) -> dict[str, nn.Linear]:
+    module: nn.Module,
+    target_modules: str | Sequence[str],
+    exclude_modules: Sequence[str] = (),
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
+) -> dict[str, nn.Module]:
     """Return the linear layers that ``target_modules`` names and ``exclude_modules`` does not, in their order.
 
     A pattern names a layer by its full name or by the last parts of it (``q_proj`` finds
@@ -22,12 +42,13 @@ def target_layers(
         module: Where to look.
         target_modules: ``all-linear``, a pattern or several.
         exclude_modules: Patterns of layers to leave out.
+        kinds: What counts as a linear layer.
 
     Raises:
         ValueError: If a pattern names nothing or something else than a linear layer, or if no layer is left.
     """
     parts = dict(module.named_modules())
-    linear = {name: part for name, part in parts.items() if isinstance(part, nn.Linear)}
+    linear = {name: part for name, part in parts.items() if isinstance(part, kinds)}
     found = ", ".join(linear) or "none"
     if target_modules == ALL_LINEAR:
         unwanted = _output_embeddings(module) | _shared(module)
@@ -55,9 +76,45 @@ def target_layers(
     return chosen
 
 
+def check_excluded(module: nn.Module, exclude_modules: Sequence[str]) -> None:
+    """Check that every pattern of ``exclude_modules`` names something.
+
+    Args:
+        module: Where to look.
+        exclude_modules: The patterns.
+
+    Raises:
+        ValueError: If one names no module.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    for pattern in exclude_modules:
+        if not any(name_matches(name, pattern) for name in names):
+            raise ValueError(f"exclude_modules has {pattern!r}, which names no module of {', '.join(names)}")
+
+
+def check_same_targets(present: Collection[str], asked: Collection[str], target_modules: object, way_out: str) -> None:
+    """Check that a network has been changed in the places that are asked for now.
+
+    Args:
+        present: Names of the layers that were changed before.
+        asked: Names of the layers that are asked for.
+        target_modules: What asks for them.
+        way_out: What can be done about others.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    if set(present) != set(asked):
+        raise ValueError(
+            f"target_modules={target_modules!r} asks for {', '.join(asked)}, but the network has been changed at "
+            f"{', '.join(present)} before; {way_out}"
+        )
+
+
 def name_matches(name: str, pattern: str) -> bool:
     """Tell whether a pattern names a module: its full name or the last parts of it, with ``*`` and ``?``."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+    forms = (name, plain_name(name))
+    return any(fnmatchcase(form, pattern) or fnmatchcase(form, f"*.{pattern}") for form in forms)
 
 
 def is_inside(name: str, module: str) -> bool:

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torch.optim import Optimizer
 
 from lightning_weights.callbacks._injection import check_weights, named_layers, raw_weights, weight_layers
-from lightning_weights.errors import LightningWeightsWarning, check_choice
+from lightning_weights.errors import LightningWeightsWarning, name_list
 from lightning_weights.functional.tscnc import condition_penalty
 from lightning_weights.modules.hard_concrete_gate import HardConcreteGate
 from lightning_weights.modules.parametrized import find_parametrizations
@@ -33,12 +33,13 @@ def names_or_choice(argument: str, value: Any, choices: Sequence[str]) -> str | 
     Raises:
         ValueError: If it is neither.
     """
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        check_choice(argument, value, choices)
+    if value in choices:
         return value
-    if not value or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{argument} is {value!r}; allowed are {', '.join(map(repr, choices))} or a list of names")
-    return list(value)
+    or_else = f" or {' or '.join(map(repr, choices))}"
+    names = name_list(argument, value, or_else)
+    if not names:
+        raise ValueError(f"{argument} is []; allowed is a list of at least one name{or_else}")
+    return names
 
 
 def conditioned_layers(module: nn.Module, chosen: str | list[str]) -> dict[str, nn.Module]:

@@ -19,13 +19,11 @@ from lightning_weights.callbacks._adapter_checkpoints import (
     keep_frozen_when_loading,
     plain_name,
 )
+from lightning_weights.callbacks._bone_checkpoints import check_blocks, check_variant, descriptions
 from lightning_weights.callbacks._bone_layers import (
     block_sizes,
     bone_layers,
-    check_blocks,
     check_same,
-    check_variant,
-    descriptions,
     layers_to_adapt,
     merge_layers,
     put_adapter,
@@ -35,9 +33,9 @@ from lightning_weights.callbacks._bone_layers import (
 )
 from lightning_weights.callbacks._injection import check_trained, inject_when_built, release
 from lightning_weights.callbacks._replacement import saved_modules
-from lightning_weights.callbacks._targets import ALL_LINEAR
-from lightning_weights.errors import LightningWeightsWarning, check_choice, check_number
-from lightning_weights.functional.bone import VARIANTS
+from lightning_weights.callbacks._targets import ALL_LINEAR, target_names
+from lightning_weights.errors import LightningWeightsWarning, check_choice, check_number, name_list
+from lightning_weights.functional.bone import VARIANTS, grid_sizes
 from lightning_weights.modules.bone_files import read_bone_adapter
 
 
@@ -123,11 +121,11 @@ class BoneFinetuning(Callback):
             check_number(f"rank_pattern[{pattern!r}]", rank, low=1, whole=True)
         self.r = r
         self.variant = variant
-        self.target_modules = target_modules if isinstance(target_modules, str) else list(target_modules)
-        self.exclude_modules = list(exclude_modules)
+        self.target_modules = target_names(target_modules)
+        self.exclude_modules = name_list("exclude_modules", exclude_modules)
         self.rank_pattern = dict(rank_pattern or {})
-        self.modules_to_save = list(modules_to_save)
-        self.grid = None if grid is None else [int(size) for size in grid]
+        self.modules_to_save = name_list("modules_to_save", modules_to_save)
+        self.grid = None if grid is None else grid_sizes(grid)
         self.mini_r = mini_r
         self.dropout = dropout
         self.keep = keep
@@ -176,17 +174,17 @@ class BoneFinetuning(Callback):
             module: Network or LightningModule.
         """
         saved = saved_modules(module, self.modules_to_save)
-        sizes = {"grid": self.grid, "mini_r": self.mini_r}
-        if layers := bone_layers(module):
-            if self.from_peft is None:
-                check_same(layers, ranks_of(list(layers), self.r, self.rank_pattern), self.variant, sizes)
-        elif self.from_peft is not None:
-            adapter = read_bone_adapter(self.from_peft)
-            put_adapter(module, adapter, saved, dropout=self.dropout, keep=self.keep)
-        else:
+        sizes, options = {"grid": self.grid, "mini_r": self.mini_r}, {"dropout": self.dropout, "keep": self.keep}
+        layers = bone_layers(module)
+        if self.from_peft is None:
             targets = layers_to_adapt(module, self.target_modules, self.exclude_modules, saved)
             ranks = ranks_of(list(targets), self.r, self.rank_pattern)
-            put_blocks(module, ranks, self.variant, sizes, dropout=self.dropout, keep=self.keep)
+            if layers:
+                check_same(layers, ranks, self.variant, sizes, **options)
+            else:
+                put_blocks(module, ranks, self.variant, sizes, **options)
+        elif not layers:
+            put_adapter(module, read_bone_adapter(self.from_peft), saved, **options)
         module.requires_grad_(False)
         for name in saved:
             module.get_submodule(name).requires_grad_(True)

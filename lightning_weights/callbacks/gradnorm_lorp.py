@@ -13,8 +13,8 @@ from lightning_weights.callbacks._adapter_checkpoints import check_when_loading
 from lightning_weights.callbacks._injection import check_trained, inject_when_built, inject_when_loading, release
 from lightning_weights.callbacks._real_steps import RealSteps
 from lightning_weights.callbacks._replacement import check_replaceable, replace_layers, saved_modules
-from lightning_weights.callbacks._targets import ALL_LINEAR, target_layers
-from lightning_weights.errors import LightningWeightsWarning, check_number
+from lightning_weights.callbacks._targets import ALL_LINEAR, check_same_targets, target_layers, target_names
+from lightning_weights.errors import LightningWeightsWarning, check_number, name_list
 from lightning_weights.functional.untrained import look_untrained
 from lightning_weights.modules.gradnorm_lorp import GradNormLoRPLinear, check_arguments
 
@@ -88,15 +88,11 @@ class GradNormLoRP(Callback):
         check_number("merge_every", merge_every, low=0, whole=True)
         if mode == "full" and merge_every:
             raise ValueError(f"merge_every is {merge_every}, but mode='full' has no factors; use 0, or mode='lowrank'")
-        for name, value in (("target_modules", target_modules), ("modules_to_save", modules_to_save)):
-            single = name == "target_modules" and isinstance(value, str) and value
-            if value is not None and not single and (isinstance(value, str) or not isinstance(value, Sequence)):
-                raise ValueError(f"{name} is {value!r}; allowed is a list of names")
         self.r = r
         self.alpha = alpha
         self.dropout = dropout
-        self.target_modules = target_modules if isinstance(target_modules, str) else list(target_modules)
-        self.modules_to_save = list(modules_to_save or ())
+        self.target_modules = target_names(target_modules)
+        self.modules_to_save = [] if modules_to_save is None else name_list("modules_to_save", modules_to_save)
         self.mode = mode
         self.detach_norm = detach_norm
         self.merge_every = merge_every
@@ -144,16 +140,21 @@ class GradNormLoRP(Callback):
         """
         layers = layers_of(module)
         for name, layer in layers.items():
-            self._check_same({key: getattr(layer, key) for key in KEPT}, f"the layer {name}")
-        if not layers:
-            layers = self._put_layers(module)
+            here = {key: getattr(layer, key) for key in KEPT}
+            self._check_same({**here, "dropout": layer.dropout.p}, f"the layer {name}", (*KEPT, "dropout"))
+        saved = saved_modules(module, self.modules_to_save)
+        targets = target_layers(module, self.target_modules, saved, (nn.Linear, GradNormLoRPLinear))
+        if layers:
+            check_same_targets(layers, targets, self.target_modules, "merge it first, or give the same target_modules")
+        else:
+            layers = self._put_layers(module, targets, saved)
         for layer in layers.values():
             for param in layer.projected_parameters():
                 param._lw_project = True
 
-    def _put_layers(self, module: nn.Module) -> dict[str, GradNormLoRPLinear]:
-        saved = saved_modules(module, self.modules_to_save)
-        targets = target_layers(module, self.target_modules, saved)
+    def _put_layers(
+        self, module: nn.Module, targets: dict[str, Any], saved: Sequence[str]
+    ) -> dict[str, GradNormLoRPLinear]:
         check_replaceable(module, targets)
         options = {"r": self.r, "alpha": self.alpha, "dropout": self.dropout}
         options |= {"mode": self.mode, "detach_norm": self.detach_norm}
@@ -212,8 +213,8 @@ class GradNormLoRP(Callback):
             )
         self._check_same(saved, "the checkpoint")
 
-    def _check_same(self, found: dict[str, Any], where: str) -> None:
-        for name in KEPT if self.mode == "lowrank" else ("mode", "detach_norm"):
+    def _check_same(self, found: dict[str, Any], where: str, names: Sequence[str] = KEPT) -> None:
+        for name in names if self.mode == "lowrank" else ("mode", "detach_norm"):
             if found[name] != getattr(self, name):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but {found[name]!r} in {where}; use that one, or merge the "

@@ -1,6 +1,5 @@
 """Which matrices LIFT fine-tunes, and what is kept of their gradients."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from torch.optim import Optimizer
 from lightning_weights.callbacks._injection import inject_when_built, release
 from lightning_weights.callbacks._sparse_gradients import ClipsVectors, SparseGradients
 from lightning_weights.callbacks._sparse_targets import clear, mark, sparse_targets
-from lightning_weights.callbacks._targets import ALL_LINEAR
+from lightning_weights.callbacks._targets import ALL_LINEAR, check_excluded, target_names
+from lightning_weights.errors import name_list
 from lightning_weights.functional.lift import gather_entries, mask_churn, remember_originals
 from lightning_weights.functional.lift_delta import SparseChange, plain_name, save_delta
 
+UNLESS_GIVEN = ["lm_head"]  # what is excluded, where there is one
 DELTA_FILE = "lift_delta.safetensors"
 
 
@@ -74,13 +75,9 @@ class LIFTFinetuning(Callback):
         log_mask_churn: bool = True,
         save_delta: bool = False,
     ) -> None:
-        excluded = ["lm_head"] if exclude_modules is None else exclude_modules
-        for name, value in (("target_modules", target_modules), ("exclude_modules", excluded)):
-            single = name == "target_modules" and isinstance(value, str) and value
-            if not single and (isinstance(value, str) or not isinstance(value, Sequence)):
-                raise ValueError(f"{name} is {value!r}; allowed is a list of names of layers")
-        self.target_modules = target_modules if isinstance(target_modules, str) else list(target_modules)
-        self.exclude_modules = list(excluded)
+        excluded = UNLESS_GIVEN if exclude_modules is None else exclude_modules
+        self.target_modules = target_names(target_modules)
+        self.exclude_modules = name_list("exclude_modules", excluded, " or None")
         self.train_other = train_other
         self.sparse_grads = sparse_grads
         self.log_mask_churn = log_mask_churn
@@ -136,6 +133,8 @@ class LIFTFinetuning(Callback):
             ValueError: If a name fits no linear layer, nothing is left, or a matrix cannot be trained in place.
             ShardedParameterError: If a matrix is sharded.
         """
+        if self.exclude_modules != UNLESS_GIVEN:
+            check_excluded(module, self.exclude_modules)
         targets = sparse_targets(module, self.target_modules, self.exclude_modules)
         chosen = {id(param) for param in targets.values()}
         for name, param in module.named_parameters():

@@ -1,7 +1,6 @@
 """Learn which weights to keep (phase II)."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -22,7 +21,7 @@ from lightning_weights.callbacks._real_steps import RealSteps
 from lightning_weights.callbacks._score_masks import begin_scores, is_pruned, masks_of, put_masks, threshold
 from lightning_weights.callbacks.finetune_pruned import FinetunePruned
 from lightning_weights.callbacks.tscnc import TSCNC
-from lightning_weights.errors import check_choice, check_number
+from lightning_weights.errors import check_choice, check_number, name_list
 from lightning_weights.modules.hard_concrete_gate import HardConcreteGate
 from lightning_weights.modules.score_mask import ScoreMask, refresh_masks
 
@@ -93,15 +92,13 @@ class ScorePruning(PruningPhase):
         check_number("keep", keep, low=0.0, high=math.nextafter(1.0, 2.0), low_allowed=False)
         check_choice("scope", scope, ("layer", "global"))
         check_choice("init", init, ("scaled", "random"))
-        names = [] if exclude is None else exclude
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise ValueError(f"exclude is {exclude!r}; allowed is a list of names of layers")
+        names = [] if exclude is None else name_list("exclude", exclude, " or None")
         super().__init__(start_epoch)
         self.keep = keep
         self.scope = scope
         self.init = init
         self.train_bn = train_bn
-        self.exclude = list(names)
+        self.exclude = names
 
     def _reset(self) -> None:
         super()._reset()

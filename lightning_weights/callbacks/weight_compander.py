@@ -16,15 +16,15 @@ from lightning_weights.callbacks._companded_layers import (
     add_effective_decay,
     check_compandable,
     check_fresh,
+    check_same_function,
     latent_of,
     layers_to_compand,
-    names_or_none,
     set_latents_apart,
     set_scales_apart,
 )
 from lightning_weights.callbacks._injection import check_trained, inject_when_built, inject_when_loading, release
 from lightning_weights.callbacks._real_steps import RealSteps
-from lightning_weights.errors import ShardedParameterError, check_choice, check_number
+from lightning_weights.errors import ShardedParameterError, check_choice, check_number, name_list
 from lightning_weights.functional.weight_compander import kurtosis, near_zero_share
 from lightning_weights.kernels.compand import FUNCTIONS
 from lightning_weights.modules.companded import RHO_A, compand_layers, merge_companders
@@ -123,8 +123,8 @@ class WeightCompander(Callback):
         self.function = function
         self.learnable = learnable
         self.share = share
-        self.modules = names_or_none("modules", modules)
-        self.exclude = names_or_none("exclude", exclude)
+        self.modules = None if modules is None else name_list("modules", modules, " or None")
+        self.exclude = None if exclude is None else name_list("exclude", exclude, " or None")
         self.init = init
         self.lr_scale = lr_scale
         self.merge_on_end = merge_on_end
@@ -182,14 +182,14 @@ class WeightCompander(Callback):
         self._told = True
         companded = {found.name: found.step for found in find_parametrizations(module, Compander)}
         for name, compander in companded.items():
-            if name in layers and (compander.function, compander.learnable) != (self.function, self.learnable):
-                raise ValueError(
-                    f"{name} is companded with {compander}, but function is {self.function!r} and learnable "
-                    f"{self.learnable}; call merge_companders(module) first"
-                )
+            if name in layers:
+                check_same_function(name, compander, vars(self))
         layers = {name: layer for name, layer in layers.items() if name not in companded}
         check_compandable(module, layers)
         compand_layers(layers, self.kappa, self.beta, self.function, self.learnable, self.share, self.init)
+        for found in find_parametrizations(module, Compander):
+            if found.name in layers:
+                found.step.settings = {name: getattr(self, name) for name in ("kappa", "beta", "share")}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Arrange for companding as soon as the network is built, or a checkpoint of a companded one comes."""

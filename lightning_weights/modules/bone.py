@@ -17,6 +17,7 @@ from lightning_weights.functional.bone import (
     bone_miss,
     bone_row,
     bone_weight,
+    grid_sizes,
     unmerged_weight,
 )
 from lightning_weights.kernels import use_kernels
@@ -84,7 +85,7 @@ class BoneLinear(nn.Module):
         keep: Literal["never", "backward", "step"] = "backward",
     ) -> None:
         check_adaptable_layer(base)
-        grid = None if grid is None else list(grid)
+        grid = None if grid is None else grid_sizes(grid)
         shape = block_shape(variant, base.out_features, base.in_features, r, grid=grid, mini_r=mini_r, pad=pad)
         factorized = _is_factorized(variant, impl)
         check_number("dropout", dropout, low=0.0, high=1.0)

@@ -67,6 +67,7 @@ class Compander(nn.Module):
         self.function = function
         self.learnable = learnable
         self.rule: tuple[float, float] | None = None  # κ and β, where a and b follow from the weights' spread
+        self.settings: dict[str, Any] = {}  # of the callback that made it; by hand there is none
         for name, value in scales.items():
             rho = softplus_inverse(value)
             if learnable:

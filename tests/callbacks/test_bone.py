@@ -86,12 +86,30 @@ def test_attaching_again_keeps_blocks_or_says_why_not():
     block = model.get_submodule(FIRST).bone_block
     BoneFinetuning(**BODY).attach(model)
     assert model.get_submodule(FIRST).bone_block is block
-    with pytest.raises(ValueError, match=r"has blocks already, with .*'col', 'r': 2.* Merge them first"):
+    with pytest.raises(ValueError, match=r"has blocks already, with .*'col', 'r': 2.* merge the blocks first"):
         BoneFinetuning(**{**BODY, "variant": "row"}).attach(model)
     free = classifier()
     BoneFinetuning(variant="free", grid=[1, 1], **BODY).attach(free)
     with pytest.raises(ValueError, match=r"has blocks already, with .*\[1, 1\].*\[2, 1\]"):
         BoneFinetuning(variant="free", grid=[2, 1], **BODY).attach(free)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout": 0.5}, r"has blocks already, with .*'dropout': 0\.25.*asked for are .*'dropout': 0\.5.*merge"),
+        ({"keep": "never"}, r"has blocks already, with .*'keep': 'backward'.*asked for are .*'keep': 'never'"),
+        ({"target_modules": ["body.1"]}, r"^target_modules=\['body\.1'\] asks for {0}, .* at {0}, {1} before; merge"),
+        ({"exclude_modules": []}, r"asks for {0}, {1}, network\.head, .* at {0}, {1} before"),
+    ],
+)
+def test_other_arguments_than_those_of_the_blocks_are_refused(change, message):
+    model, first = classifier(), {"variant": "col" if "keep" in change else "row", **BODY}
+    dropout = {} if "keep" in change else {"dropout": 0.25}
+    BoneFinetuning(**first, **dropout).attach(model)
+    with pytest.raises(ValueError, match=message.format(FIRST, SECOND)):
+        BoneFinetuning(**{**first, **dropout, **change}).attach(model)
+    BoneFinetuning(**{**first, **dropout}).attach(model)
 
 
 def test_an_adapted_weight_that_is_kept_changes_no_bit_of_accumulation():
@@ -159,6 +177,14 @@ def test_a_refused_layer_leaves_the_network_as_it_was():
     ("arguments", "message"),
     [
         ({"r": 0}, "r is 0"),
+        (
+            {"target_modules": None},
+            r"^target_modules is None; allowed is a list of names, one name, or 'all-linear'",
+        ),
+        ({"exclude_modules": "head"}, r"^exclude_modules is 'head'; allowed is a list of names such as \['head'\]$"),
+        ({"grid": ["a"]}, r"^grid is \['a'\]; allowed are two whole numbers, .* such as \[2, 4\], or None"),
+        ({"grid": 2}, "^grid is 2; allowed are two whole numbers"),
+        ({"grid": [0, 1]}, r"^grid is \[0, 1\]; allowed are"),
         ({"r": 2.5}, "r is 2.5"),
         ({"variant": "diagonal"}, "variant is 'diagonal'; allowed are 'col'"),
         ({"rank_pattern": {"head": 0}}, r"rank_pattern\['head'\] is 0"),

@@ -259,6 +259,25 @@ def test_a_network_with_layers_of_another_kind_is_refused():
     assert all(name.endswith(OURS) for name in moved(before, model)), "the same kind goes on"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout": 0.5}, "^dropout is 0.5, but 0.25 in the layer 0; use that one, or merge"),
+        (
+            {"target_modules": ["0", "2"]},
+            r"^target_modules=\['0', '2'\] asks for 0, 2, .* at 0 before; merge",
+        ),
+    ],
+)
+def test_other_arguments_than_those_of_the_layers_are_refused(change, message):
+    network, arguments = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), {"target_modules": ["0"]}
+    arguments |= {"r": 2, "dropout": 0.25}
+    GradNormLoRP(**arguments).attach(network)
+    with pytest.raises(ValueError, match=message):
+        GradNormLoRP(**{**arguments, **change}).attach(network)
+    GradNormLoRP(**arguments).attach(network)
+
+
 def test_marks_lost_in_a_copy_come_back():
     model, method = model_of(), GradNormLoRP(r=2)
     method.attach(model)
@@ -351,7 +370,7 @@ def test_sharded_weights_are_refused(tmp_path):
         ({"merge_every": -1}, "merge_every"),
         ({"mode": "full", "merge_every": 3}, "merge_every is 3"),
         ({"mode": "full", "dropout": 0.1}, "dropout"),
-        ({"target_modules": 3}, "target_modules"),
+        ({"target_modules": None}, "target_modules is None; allowed is a list of names, one name, or 'all-linear'"),
         ({"modules_to_save": "head"}, "modules_to_save"),
     ],
 )

@@ -45,6 +45,11 @@ def plain_adamw() -> Classifier:
     [
         (classifier, {"target_modules": ["q_proj"]}, "target_modules has 'q_proj', which names no module"),
         (classifier, {"exclude_modules": ["body.*", "head"]}, "leaves no layer"),
+        (
+            classifier,
+            {"exclude_modules": ["head", "haed"]},
+            "exclude_modules has 'haed', which names no module of network",
+        ),
         (frozen, {}, r"network\.head is frozen"),
         (quantized, {}, r"uint8: a quantized matrix .* Bone or LoRA"),
         (parametrized, {}, "has a parametrization; remove it"),
@@ -94,7 +99,11 @@ def test_a_checkpoint_of_other_matrices_is_refused(tmp_path):
     [
         ({"target_modules": 3}, "target_modules is 3"),
         ({"target_modules": ""}, "target_modules is ''"),
-        ({"exclude_modules": "lm_head"}, "exclude_modules is 'lm_head'; allowed is a list"),
+        (
+            {"exclude_modules": "lm_head"},
+            r"^exclude_modules is 'lm_head'; allowed is a list of names such as .* or None$",
+        ),
+        ({"target_modules": None}, "^target_modules is None; allowed is a list of names, one name, or 'all-linear'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -105,3 +114,17 @@ def test_bad_arguments_are_named(arguments, message):
 def test_nothing_can_be_exported_without_original_values(tmp_path):
     with pytest.raises(ValueError, match=r"use LIFTFinetuning\(save_delta=True\)"):
         LIFTFinetuning().export_delta(classifier(), tmp_path / "delta")
+
+
+def test_other_targets_than_those_that_are_marked_are_refused():
+    model = classifier()
+    LIFTFinetuning(exclude_modules=["head"]).attach(model)
+    with pytest.raises(ValueError, match=r"^target_modules='head' asks for network\.head, .* at network\.body\.1, "):
+        LIFTFinetuning(target_modules="head").attach(model)
+    LIFTFinetuning(target_modules=["body.1", "body.4"]).attach(model)
+
+
+def test_an_output_layer_need_not_be_there_to_be_left_out():
+    model = classifier()
+    LIFTFinetuning().attach(model)
+    assert model.network.head.weight._lw_sparse

@@ -244,10 +244,12 @@ def test_several_fits_keep_the_companders_and_other_settings_are_refused():
     model = classifier()
     fit(model, WeightCompander())
     steps = [found.step for found in found_in(model)]
-    fit(model, WeightCompander(kappa=9.0))
+    fit(model, WeightCompander())
     assert [id(found.step) for found in found_in(model)] == [id(step) for step in steps]
-    with pytest.raises(ValueError, match=r"network\.body\.1 is companded with .*call merge_companders"):
-        fit(model, WeightCompander(learnable=True))
+    for name, value in {"learnable": True, "kappa": 9.0, "beta": 1.0, "share": "channel", "function": "tanh"}.items():
+        message = rf"network\.body\.1 is companded already, with {name}=.*, and {name} is {value!r}; call merge_comp"
+        with pytest.raises(ValueError, match=message):
+            fit(model, WeightCompander(**{name: value}))
     assert "configure_model" not in vars(model)
     merge_companders(model)
     fit(model, WeightCompander(learnable=True))

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 from lightning_weights.errors import check_choice, check_number
 
 BoneVariant = Literal["col", "row", "left", "miss", "mini", "free"]
 VARIANTS = ("col", "row", "left", "miss", "mini", "free")
+
+
+def grid_sizes(grid: object) -> list[int]:
+    """Check the ``grid`` of the variant ``free``, and return it as a plain list.
+
+    Args:
+        grid: What was given.
+
+    Raises:
+        ValueError: If it is anything but two whole numbers.
+
+    Examples:
+        >>> grid_sizes((2, 4))
+        [2, 4]
+    """
+    sizes = list(grid) if isinstance(grid, Sequence) else []
+    if len(sizes) != 2 or not all(isinstance(size, Integral) and int(size) >= 1 for size in sizes):
+        raise ValueError(
+            f"grid is {grid!r}; allowed are two whole numbers, of blocks along outputs and inputs, such as [2, 4], or "
+            f"None for all variants but 'free'"
+        )
+    return [int(size) for size in sizes]
 
 
 def block_shape(
