@@ -33,12 +33,13 @@ def saved_modules(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(name_matches(name, pattern) for pattern in patterns)]
 
 
-def check_replaceable(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Check that layers do nothing but what ``nn.Linear`` does, with a whole weight of their own that has values.
+def check_replaceable(module: nn.Module, layers: Mapping[str, nn.Module], argument: str = "target_modules") -> None:
+    """Check that layers do nothing but what ``nn.Linear`` or ``nn.Conv2d`` does, with whole weights of their own.
 
     Args:
         module: What the layers are part of.
         layers: Layers by name.
+        argument: Which argument names them, for the message.
 
     Raises:
         ValueError: If a layer does something else or is not always called, or its weight is shared, computed by
@@ -49,24 +50,25 @@ def check_replaceable(module: nn.Module, layers: Mapping[str, nn.Module]) -> Non
         if isinstance(layer, NonDynamicallyQuantizableLinear):
             raise ValueError(
                 f"{name} belongs to a MultiheadAttention, which reads its weight and never calls it, so that another "
-                f"layer in its place would do nothing; leave it out of target_modules"
+                f"layer in its place would do nothing; leave it out of {argument}"
             )
-        if type(layer).forward is not nn.Linear.forward:
+        plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+        if type(layer).forward is not plain.forward:
             raise ValueError(
-                f"{name} is a {type(layer).__name__}, whose forward is not that of nn.Linear; leave it out of "
-                f"target_modules"
+                f"{name} is a {type(layer).__name__}, whose forward is not that of nn.{plain.__name__}; leave it out "
+                f"of {argument}"
             )
         if not {"weight", "bias"} <= layer._parameters.keys():
             raise ValueError(
                 f"{name} has a weight or bias that something else computes (a parametrization, weight_norm, pruning); "
-                f"make it permanent first, or leave the layer out of target_modules"
+                f"make it permanent first, or leave the layer out of {argument}"
             )
         owner = module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
             raise ValueError(
                 f"{name} belongs to a TransformerEncoderLayer, which reads its weight in evaluation instead of calling "
                 f"it, so that what is trained would not count; call torch.backends.mha.set_fastpath_enabled(False) "
-                f"before, or leave it out of target_modules"
+                f"before, or leave it out of {argument}"
             )
     check_weights(module, layers, "replace")
 

@@ -5,7 +5,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from lightning_weights.callbacks._injection import (
@@ -16,6 +15,7 @@ from lightning_weights.callbacks._injection import (
     release,
     weight_layers,
 )
+from lightning_weights.callbacks._penalties import add_to_loss, refuse_manual_ddp
 from lightning_weights.callbacks._real_steps import RealSteps
 from lightning_weights.callbacks._training_data import number_of_samples
 from lightning_weights.callbacks._tscnc_layers import (
@@ -227,11 +227,7 @@ class TSCNC(AveragingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the optimizers."""
-        if not pl_module.automatic_optimization and isinstance(trainer.strategy.model, DistributedDataParallel):
-            raise ValueError(
-                "TSCNC cannot add its penalty in manual optimization under DDP, which synchronises one backward per "
-                "forward; use automatic optimization or one device"
-            )
+        refuse_manual_ddp(trainer, pl_module, "TSCNC", "its penalty")
         gates = {found.name: found.step.log_alpha for found in find_parametrizations(pl_module, HardConcreteGate)}
         check_trained(trainer, gates, "TSCNC")
         if trainer.is_global_zero:
@@ -247,17 +243,8 @@ class TSCNC(AveragingCallback):
         self._steps.watch(trainer.optimizers)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Add the penalties to the loss, which is divided for accumulation and scaled for fp16 already."""
-        penalty = self.penalty(pl_module)
-        if pl_module.automatic_optimization:
-            penalty = penalty / trainer.accumulate_grad_batches
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            penalty = scaler.scale(penalty)
-        if pl_module.automatic_optimization:
-            loss.add_(penalty.to(loss))
-        elif penalty.requires_grad:
-            penalty.backward()  # the loss is the user's here: it may be logged, or go backward again
+        """Add the penalties to the loss."""
+        add_to_loss(trainer, pl_module, loss, self.penalty(pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -9,12 +9,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_weights.errors import MissingDependencyError, check_choice
+from lightning_weights.errors import check_choice
+from lightning_weights.modules._safetensors import safetensors
 from lightning_weights.modules.bone import BoneLinear
 
 PEFT_TYPE = "LW_BONE"  # what lightning_weights.adapters registers; peft's own MISS knows no row, left or free
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
+PURPOSE = "Reading and writing adapters"
 KEYS = {"MISS": "miss_block", "BONE": "bone_block", PEFT_TYPE: "lw_bone_block"}  # by the type in the config
 # what peft calls a variant: MissConfig's init_weights, and that of the BoneConfig which older releases had
 TO_MISS: dict[str, Any] = {"col": "bat", "miss": True, "mini": "mini"}
@@ -106,18 +108,10 @@ def _rank(block: Tensor, variant: str) -> int:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
-        return _safetensors().load_file(folder / WEIGHTS)
+        return safetensors("peft", PURPOSE).load_file(folder / WEIGHTS)
     if (folder / OLD_WEIGHTS).is_file():
         return torch.load(folder / OLD_WEIGHTS, map_location="cpu", weights_only=True)
     raise ValueError(f"{folder} has neither {WEIGHTS} nor {OLD_WEIGHTS}; the adapter is not complete")
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise MissingDependencyError("safetensors", "peft", "Reading and writing adapters") from error
-    return safetensors.torch
 
 
 def bone_adapter_of(network: nn.Module, modules_to_save: Sequence[str] = ()) -> BoneAdapter:
@@ -204,7 +198,7 @@ def write_bone_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {f"{PREFIX}{key}": value.contiguous() for key, value in tensors.items()}
-    _safetensors().save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+    safetensors("peft", PURPOSE).save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -126,6 +126,10 @@ class CausalLM(LightningModule):
         """Add a batch to ``test/loss`` and ``test/perplexity`` and return its loss."""
         return self._evaluate(batch, dataloader_idx)
 
+    def calibration_step(self, batch: Mapping[str, Tensor]) -> Any:
+        """Run the network on a batch for what quantization has to see of it."""
+        return self(batch["input_ids"], batch.get("attention_mask"))
+
     def on_validation_epoch_start(self) -> None:
         """Forget what a validation that was interrupted has left."""
         self._losses = {}

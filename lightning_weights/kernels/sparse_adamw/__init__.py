@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_weights.errors import ShardedParameterError
+from lightning_weights.kernels._mixing import mixed
 from lightning_weights.kernels._op import register, takes_triton
 from lightning_weights.kernels.sparse_adamw.eager import adam_in_place, step_in_pieces
-from lightning_weights.kernels.sparse_adamw.reference import mixed, sparse_adamw_reference
+from lightning_weights.kernels.sparse_adamw.reference import sparse_adamw_reference
 
 __all__ = ["adam_in_place", "mixed", "sparse_adamw", "sparse_adamw_reference"]
 

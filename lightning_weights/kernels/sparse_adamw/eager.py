@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_weights.kernels.sparse_adamw.reference import arithmetic_dtype, mixed, round_stochastically
+from lightning_weights.kernels._mixing import mixed
+from lightning_weights.kernels.sparse_adamw.reference import arithmetic_dtype, round_stochastically
 
 CHUNK = 1 << 16  # entries updated at a time: what one operation wrote is still in the cache when the next reads it
 

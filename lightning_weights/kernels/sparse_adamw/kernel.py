@@ -16,19 +16,13 @@ from torch import Tensor
 
 from lightning_weights.kernels._aot import Row
 from lightning_weights.kernels._launch_tables import address_table, task_tables
+from lightning_weights.kernels._mixing_kernels import mixed_words
 from lightning_weights.kernels._op import WARP_SIZE
 from lightning_weights.kernels.sparse_adamw.cost import pick_config
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 ALIGNMENT = 16  # bytes of the widest load and store
 REGISTERS_EVEN, REGISTERS_TAIL = 80, 96  # budgets; gathered entries hold an address of two registers each
-
-
-@triton.jit
-def _mixed(word):
-    word = (word ^ (word >> 16)) * 0x7FEB352D
-    word = (word ^ (word >> 15)) * 0x846CA68B
-    return word ^ (word >> 16)
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -81,8 +75,8 @@ def sparse_adamw_fwd_kernel(
     w = tl.load(param + places, mask=inside).to(tl.float32)
     w = (w - step_size * tl.div_rn(m, tl.sqrt_rn(v) + eps)) * decay
     if STOCHASTIC:
-        salt = _mixed((seed + tl.load(row + 5)).to(tl.uint32))
-        noise = _mixed(places.to(tl.uint32) * 0x9E3779B9 + salt) & 0xFFFF
+        salt = mixed_words(seed + tl.load(row + 5))
+        noise = mixed_words(places.to(tl.uint32) * 0x9E3779B9 + salt) & 0xFFFF
         bits = (w.to(tl.uint32, bitcast=True) + noise) & 0xFFFF0000
         w = tl.where(tl.abs(w) < float("inf"), bits.to(tl.float32, bitcast=True), w)
     tl.store(param + places, w.to(PARAM), mask=inside)
