@@ -1,5 +1,6 @@
 """The command line: LightningCLI in full subclass mode, with this package's classes known by their bare names."""
 
+import inspect
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 # Imported for their classes: jsonargparse finds a subclass by its bare name once its module is loaded.
 from lightning_weights import callbacks, data, metrics, modules, optimizers, strategies  # noqa: F401
 from lightning_weights.data import ClassificationData
-from lightning_weights.runners import IncrementalRunner
+from lightning_weights.runners import IncrementalRunner, QuantizationRunner
 from lightning_weights.runners.incremental import replace_file
 
 DESCRIPTION = """Train any LightningModule with the methods of lightning-weights.
@@ -22,8 +23,8 @@ DESCRIPTION = """Train any LightningModule with the methods of lightning-weights
 Two more commands:  lightning-weights methods  lists the methods and what was measured,
 lightning-weights doctor  tells which kernels run on this machine."""
 
-# Results of `increments` are the same whatever these are.
-WITHOUT_EFFECT = {"folder"} | {
+# Results of `increments` and `quantize` are the same whatever these are.
+WITHOUT_EFFECT = {"folder", "compare"} | {
     f"trainer.{name}"
     for name in (
         "default_root_dir",
@@ -37,27 +38,47 @@ WITHOUT_EFFECT = {"folder"} | {
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with one command more, ``increments``, which trains on groups of classes one after another."""
+    """LightningCLI with two commands more.
 
-    runner: IncrementalRunner
+    ``increments`` trains on groups of classes one after another, and ``quantize`` quantizes a network and measures it.
+    """
+
+    runner: IncrementalRunner | QuantizationRunner
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         about = "Trains on groups of classes one after another, with a fit for each."
-        increments = self.init_parser(description=about)
-        self.add_default_arguments_to_parser(increments)
+        self._add_runner(parser, "increments", about, IncrementalRunner)
+        about = "Quantizes a trained network, and evaluates it before and after."
+        self._add_runner(parser, "quantize", about, QuantizationRunner)
+
+    def _add_runner(self, parser: LightningArgumentParser, name: str, about: str, runner: type[Any]) -> None:
+        command = self.init_parser(description=about)
+        self.add_default_arguments_to_parser(command)
         # without an optimizer: LightningCLI would make a single one, and every fit needs its own
-        self.add_core_arguments_to_parser(increments)
-        given = {"trainer_kwargs", "module", "datamodule", "seed"}
-        increments.add_class_arguments(IncrementalRunner, as_group=False, skip=given, instantiate=False)
-        self._subcommand_parsers["increments"] = increments
-        parser._subcommands_action.add_subcommand("increments", increments, help=about)
+        self.add_core_arguments_to_parser(command)
+        given = {"trainer", "trainer_kwargs", "module", "datamodule", "seed"}
+        given &= set(inspect.signature(runner).parameters)
+        command.add_class_arguments(runner, as_group=False, skip=given, instantiate=False)
+        self._subcommand_parsers[name] = command
+        parser._subcommands_action.add_subcommand(name, command, help=about)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "increments":
             self._run_increments()
+        elif subcommand == "quantize":
+            self._run_quantize()
         else:
             super()._run_subcommand(subcommand)
+
+    def _run_quantize(self) -> None:
+        given = self.trainer.callbacks
+        self.trainer.callbacks = [callback for callback in given if not isinstance(callback, SaveConfigCallback)]
+        folder, ckpt_path, compare = (self._get(self.config, name) for name in ("folder", "ckpt_path", "compare"))
+        self.runner = QuantizationRunner(self.trainer, self.model, self.datamodule, folder, ckpt_path, compare)
+        if folder is not None:
+            self._keep_config(Path(folder, "config.yaml"))
+        self.runner.run()
 
     def _run_increments(self) -> None:
         options = dict(self._get(self.config_init, "trainer"))
@@ -119,6 +140,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
         $ lightning-weights fit --config configs/classp.yaml --print_config
         $ lightning-weights fit --optimizer.help CLASSP
         $ lightning-weights increments --config configs/weight_align.yaml
+        $ lightning-weights quantize --config configs/rescomp.yaml
         ```
     """
     set_parsing_settings(add_print_completion_argument=True)

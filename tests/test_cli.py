@@ -1,5 +1,6 @@
 """The command line, in this process: what it prints, what it refuses, and how parts are named in it."""
 
+import dataclasses
 import inspect
 import shutil
 import subprocess
@@ -110,12 +111,21 @@ def test_every_row_gives_other_values_than_the_defaults():
         assert all(defaults[name] != value for name, value in subject.arguments.items()), path
 
 
+def argument_names(path: str) -> list[str]:
+    """Return the names of the constructor's arguments; those of settings in one dataclass have the name of both."""
+    names = []
+    for name, parameter in inspect.signature(locate(path)).parameters.items():
+        fields = dataclasses.fields(parameter.default) if dataclasses.is_dataclass(parameter.default) else ()
+        names += [f"{name}.{field.name}" for field in fields] or [name]
+    return [name for name in names if name != "params"]
+
+
 @pytest.mark.parametrize("path", SUBJECTS)
 def test_help_describes_every_argument(cli, path):
     option = "--optimizer.help" if path in OPTIMIZERS else "--trainer.callbacks.help"
     code, text, _ = cli("fit", option, path.rpartition(".")[2])
     assert code == 0
-    for name in [name for name in inspect.signature(locate(path)).parameters if name != "params"]:
+    for name in argument_names(path):
         entries = text.partition("\n\n")[2].split(f".{name} ", 1)
         assert len(entries) == 2, f"{name} is not in the help"
         description = " ".join(entries[1].partition("\n  --")[0].split()[1:])

@@ -2,11 +2,18 @@
 
 from lightning_weights.callbacks.bone import BoneFinetuning
 from lightning_weights.callbacks.classp import CLASSPPhases
+from lightning_weights.callbacks.compensation_quantization import CompensationQuantization
+from lightning_weights.callbacks.confidence_guided_annealing import ConfidenceGuidedAnnealing
 from lightning_weights.callbacks.exact_resume import ExactResume
 from lightning_weights.callbacks.finetune_pruned import FinetunePruned
+from lightning_weights.callbacks.foem import FOEM
 from lightning_weights.callbacks.gradnorm_lorp import GradNormLoRP
+from lightning_weights.callbacks.hardware_synapses import HardwareSynapses
 from lightning_weights.callbacks.ibp_warmup import IBPWarmup
 from lightning_weights.callbacks.lift import LIFTFinetuning
+from lightning_weights.callbacks.ofq import OFQ
+from lightning_weights.callbacks.oscillation_tracker import OscillationTracker
+from lightning_weights.callbacks.rescomp import GPTAQ, GPTQ, ResComp
 from lightning_weights.callbacks.score_pruning import ScorePruning
 from lightning_weights.callbacks.task_stream import TaskStream
 from lightning_weights.callbacks.tscnc import TSCNC
@@ -14,14 +21,23 @@ from lightning_weights.callbacks.weight_align import WeightAligning
 from lightning_weights.callbacks.weight_compander import WeightCompander
 
 __all__ = [
+    "FOEM",
+    "GPTAQ",
+    "GPTQ",
+    "OFQ",
     "TSCNC",
     "BoneFinetuning",
     "CLASSPPhases",
+    "CompensationQuantization",
+    "ConfidenceGuidedAnnealing",
     "ExactResume",
     "FinetunePruned",
     "GradNormLoRP",
+    "HardwareSynapses",
     "IBPWarmup",
     "LIFTFinetuning",
+    "OscillationTracker",
+    "ResComp",
     "ScorePruning",
     "TaskStream",
     "WeightAligning",

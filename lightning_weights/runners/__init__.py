@@ -1,5 +1,6 @@
-"""Runners: what drives several fits of one method."""
+"""Runners: what drives several fits of one method, or more than a fit."""
 
 from lightning_weights.runners.incremental import IncrementalResults, IncrementalRunner
+from lightning_weights.runners.quantization import QuantizationRunner
 
-__all__ = ["IncrementalResults", "IncrementalRunner"]
+__all__ = ["IncrementalResults", "IncrementalRunner", "QuantizationRunner"]

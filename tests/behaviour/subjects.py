@@ -13,6 +13,7 @@ import lightning_weights.callbacks
 import lightning_weights.optimizers
 from lightning_weights.errors import ShardedParameterError
 from lightning_weights.methods import METHODS
+from tests.behaviour import ofq_rows, pulse_rows, quantization_rows
 from tests.helpers.battery import Setup, Subject
 
 ROOMS = (lightning_weights.optimizers, lightning_weights.callbacks)
@@ -178,6 +179,9 @@ SUBJECTS: dict[str, Subject] = {
         },
         wrong=("function", "cube"),
     ),
+    **ofq_rows.SUBJECTS,
+    **quantization_rows.SUBJECTS,
+    **pulse_rows.SUBJECTS,
 }
 
 PLAIN_SGD = ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
@@ -269,6 +273,9 @@ SETUPS: tuple[Setup, ...] = (
         ),
         refuses={"fsdp2": ShardedParameterError, "no matrices": MisconfigurationException},
     ),
+    *ofq_rows.SETUPS,
+    *quantization_rows.SETUPS,
+    *pulse_rows.SETUPS,
 )
 
 # Options that behave differently where something is resumed or distributed; the rest of the battery leaves them out.
@@ -333,6 +340,8 @@ VARIANTS: tuple[Setup, ...] = (
         ),
         refuses={"fsdp2": ShardedParameterError},
     ),
+    *ofq_rows.VARIANTS,
+    *pulse_rows.VARIANTS,
 )
 
 OPTIMIZERS = [path for path in SUBJECTS if path.startswith("lightning_weights.optimizers.")]
