@@ -46,19 +46,26 @@ def _run(folder: str, methods: Mapping[str, Settings], bits: int, seeds: int) ->
 
 
 def draw_smollm2(runs: dict[int, Results], path: Path) -> None:
-    """Draw the perplexity of every method over what a weight takes, all included."""
-    with plot(path, widths=(6.5,), height=4.2) as (axis,):
-        for method, look in looks(runs[max(runs)], BASELINES).items():
+    """Draw the perplexity of every method over what a weight takes, all included, and close up with most bits."""
+    most = runs[max(runs)]
+    full = most.estimate("full precision", "RTN").mean
+    with plot(path, widths=(5.0, 6.0), height=4.2) as (over_bits, close):
+        for method, look in looks(most, BASELINES).items():
             points = [results for results in runs.values() if method in results.methods]
             sizes = [results.estimate("bits", method).mean for results in points]
             estimates = [results.estimate("perplexity", method) for results in points]
             means, errors = [e.mean for e in estimates], [e.error for e in estimates]
-            axis.errorbar(sizes, means, errors, label=method, markersize=5, linewidth=1.2, **look)
-        full = runs[max(runs)].estimate("full precision", "RTN").mean
-        axis.axhline(full, color="black", linewidth=0.8)
-        axis.set(yscale="log", xlabel="bits per weight, scales and zeros included", ylabel="perplexity")
-        axis.set_title("SmolLM2-135M-Instruct; the black line is full precision")
-        axis.legend()
+            if len(points) == len(runs):
+                over_bits.errorbar(sizes, means, errors, label=method, markersize=5, linewidth=1.2, **look)
+            own = most.estimate("perplexity", method)
+            close.errorbar([own.mean], [method], xerr=[own.error], markersize=5, linewidth=1.2, **look)
+        over_bits.axhline(full, color="black", linewidth=0.8)
+        close.axvline(full, color="black", linewidth=0.8)
+        over_bits.set(yscale="log", xlabel="bits per weight, scales and zeros included", ylabel="perplexity")
+        over_bits.set_title("SmolLM2-135M-Instruct; black: full precision")
+        over_bits.legend()
+        close.set(xlabel="perplexity", title=f"{max(runs)} bits")
+        close.invert_yaxis()
 
 
 def compare(results: Results, better: str, worse: str) -> tuple[str, bool]:
