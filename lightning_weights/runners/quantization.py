@@ -13,6 +13,7 @@ from lightning_weights.errors import LightningWeightsWarning
 from lightning_weights.modules import CausalLM, write_gptq
 from lightning_weights.runners.incremental import replace_file
 
+FORMATS = ("gptq", "gptq_v2")  # more programs read the first
 EVALUATIONS = {"validate_start": "validate", "test_start": "test"}
 
 
@@ -22,8 +23,9 @@ class QuantizationRunner:
     The network is evaluated as it is, and again with the callback, which quantizes it first; the callback's ``when``
     says whether that is the Trainer's ``validate`` or its ``test``. Then the folder gets ``quantized.ckpt``, a
     checkpoint with the quantized weights, ``report.json`` with a row per layer and both measurements, and, with packed
-    layers, ``gptq/``, the files that GPTQ's readers take. Finished layers are kept in ``layers/``: the same program
-    started again goes on after them.
+    layers, ``gptq/``, the files that GPTQ's readers take: in the format ``gptq``, or in ``gptq_v2`` if a grid has a
+    zero of 0, which has no place in the first. Finished layers are kept in ``layers/``: the same program started again
+    goes on after them.
 
     Args:
         trainer: Trainer with a `GPTQ`, `GPTAQ`, `ResComp`, `FOEM` or `CompensationQuantization` callback.
@@ -112,10 +114,14 @@ class QuantizationRunner:
     def _write_gptq(self, folder: Path) -> None:
         # readers count names from the network of transformers, not from the module around it
         network = self.module.model if isinstance(self.module, CausalLM) else self.module
-        try:
-            write_gptq(network, folder)
-        except ValueError as error:
-            warnings.warn(f"no files for readers of GPTQ were written: {error}", LightningWeightsWarning, stacklevel=2)
+        reason = None
+        for checkpoint_format in FORMATS:
+            try:
+                write_gptq(network, folder, checkpoint_format=checkpoint_format)
+                return
+            except ValueError as error:
+                reason = error
+        warnings.warn(f"no files for readers of GPTQ were written: {reason}", LightningWeightsWarning, stacklevel=2)
 
 
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:

@@ -102,6 +102,16 @@ def test_weights_of_a_checkpoint_are_quantized(tmp_path):
     assert torch.allclose(module.network[0].weight, other.network[0].weight, atol=0.05)
 
 
+def test_a_zero_of_0_is_written_in_the_format_that_has_a_place_for_it(tmp_path):
+    module = classifier()
+    for layer in (each for each in module.modules() if isinstance(each, nn.Linear)):
+        nn.init.uniform_(layer.weight, 0.1, 1.0)  # no negative weight: the lowest level is 0
+    config = CompensationConfig(bits=4, group_size=32, sym=False)
+    runner([gptq(config=config, export="packed")], tmp_path, module).run()
+    settings = json.loads((tmp_path / "gptq" / "quantize_config.json").read_text())
+    assert settings["checkpoint_format"] == "gptq_v2"
+
+
 def test_a_network_that_readers_of_gptq_do_not_take_is_saved_without_their_files(tmp_path):
     with pytest.warns(LightningWeightsWarning, match="no files for readers of GPTQ were written: .*32"):
         runner([gptq(export="packed")], tmp_path, classifier(outputs=20)).run()
