@@ -96,7 +96,7 @@ class QuantizedLinear(nn.Module):
         layer = cls(in_features, out_features, bits, groups, bias=False)
         layer.codes = pack_bits(quantized.codes, bits)
         layer.scales, layer.zeros = quantized.scale.float(), zeros
-        layer.g_idx = quantized.g_idx.to(torch.int32)
+        layer.g_idx = quantized.g_idx.to(torch.int32, copy=True)  # layers that were solved together have one
         layer.code_bits = layer.code_bits.to(layer.codes.device)
         if bias is not None:
             layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)

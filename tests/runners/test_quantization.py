@@ -137,3 +137,25 @@ def test_folders_are_made(tmp_path):
     runner([gptq()], tmp_path / "a" / "b").run()
     names = {path.name for path in Path(tmp_path / "a" / "b").iterdir()}
     assert names == {"layers", "quantized.ckpt", "report.json"}
+
+
+def test_layers_that_were_solved_together_are_written(tmp_path):
+    module = classifier()
+    module.network = Twins()
+    runner([gptq(export="packed", ignore=["head"])], tmp_path, module).run()
+    fresh = Classifier(Twins(), num_classes=2)
+    read_gptq(fresh, tmp_path / "gptq")
+    for name in ("left", "right"):
+        written, read = (getattr(each.network, name).weight for each in (module, fresh))
+        assert torch.allclose(read, written, atol=1e-3)
+
+
+class Twins(nn.Module):
+    """Two layers with the same inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.left(x) * self.right(x))
