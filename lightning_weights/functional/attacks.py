@@ -158,7 +158,9 @@ def pgd_attack(
         left = torch.arange(len(x), device=x.device)
         for attempt in range(restarts):
             if noise is None:
-                unit = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device).mul_(2).sub_(1)
+                unit = (
+                    torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device).mul_(2).sub_(1)
+                )
             else:
                 unit = noise[attempt].to(x)
             labels = y[left]

@@ -137,7 +137,7 @@ def select_indices(
     if weight.numel() > INDICES:
         raise ValueError(f"weight has {weight.numel()} entries; allowed are {INDICES}, which int32 indices reach")
     if selector == "random":
-        order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(seed), device="cpu")
         return order[:count].sort().values.to(weight.device, torch.int32)
     if selector in ("lift", "bottom"):
         scores = low_rank_approximation(weight, filter_rank, svd, seed=seed)

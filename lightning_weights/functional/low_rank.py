@@ -129,7 +129,9 @@ def _randomized(matrix: Tensor, rank: int, seed: int) -> TruncatedSVD:
     if 2 * width * BLOCKS >= min(matrix.shape):  # the Krylov space would cost more than all directions
         return _gram(matrix, rank)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same subspace on every device
-    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype, device="cpu").to(
+        matrix.device
+    )
     blocks = [torch.linalg.qr(matrix @ sketch).Q]
     for _ in range(BLOCKS - 1):
         blocks.append(torch.linalg.qr(matrix @ (matrix.T @ blocks[-1])).Q)

@@ -101,21 +101,29 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def takes_triton(device_type: str, covered: Iterable[tuple[Sequence[Tensor], Sequence[torch.dtype]]]) -> bool:
+def takes_triton(
+    device_type: str,
+    covered: Iterable[tuple[Sequence[Tensor], Sequence[torch.dtype]]],
+    *,
+    exact_products: bool = False,
+) -> bool:
     """Decide between the Triton kernel and eager PyTorch for one call.
 
     Args:
         device_type: Where the tensors are: ``cpu``, ``cuda`` (ROCm included) or another of PyTorch's device types.
         covered: Pairs of tensors and the data types that the kernel is written for in their place.
+        exact_products: Whether the kernel would spend its time on products of matrices in full fp32, at which the
+            vendor's library is faster (``benchmarks/gpu.py``).
 
     Returns:
-        True for the kernel. In mode ``auto`` that is: a GPU, triton installed and every data type covered.
+        True for the kernel. In mode ``auto`` that is: a GPU, triton installed, every data type covered, and no exact
+        products.
 
     Raises:
         KernelUnavailableError: In mode ``triton``, with the reason, if the kernel cannot run here.
     """
     mode = kernel_mode()
-    if mode == "eager" or (mode == "auto" and device_type != "cuda"):
+    if mode == "eager" or (mode == "auto" and (device_type != "cuda" or exact_products)):
         return False
     reason = None
     if not triton_installed():
@@ -130,6 +138,19 @@ def takes_triton(device_type: str, covered: Iterable[tuple[Sequence[Tensor], Seq
             f"leave fused at None, to fall back to eager PyTorch."
         )
     return reason is None
+
+
+def exact_products(*dtypes: torch.dtype) -> bool:
+    """Whether kernels must multiply matrices in full fp32, as PyTorch's setting says if all of them are in fp32.
+
+    Args:
+        *dtypes: Of the matrices; TF32 holds narrower ones exactly.
+
+    Examples:
+        >>> exact_products(torch.float32), exact_products(torch.float32, torch.bfloat16)
+        (True, False)
+    """
+    return all(dtype == torch.float32 for dtype in dtypes) and torch.get_float32_matmul_precision() == "highest"
 
 
 def register(

@@ -148,7 +148,7 @@ class GradNormLoRPLinear(nn.Module):
         lengths = torch.where(self.magnitude == 0, self.weight_norm_sq.sqrt().to(self.magnitude), self.magnitude.abs())
         self.weight.copy_(self._normalised(lengths))
         self.factor_i.zero_()
-        drawn = torch.empty(self.factor_j.shape, dtype=torch.float32)
+        drawn = torch.empty(self.factor_j.shape, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         self.factor_j.copy_(drawn)
         _measure_again(self)

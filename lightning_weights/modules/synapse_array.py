@@ -1,6 +1,7 @@
 """The devices behind one tensor of weights."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class SynapseArray(nn.Module):
         self.register_buffer("counts", torch.zeros(len(COUNTS), dtype=torch.int64, device=weight.device))
         stuck = settings.device.stuck > 0.0
         for name in ("plus", "minus"):
-            drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float32).to(weight) if stuck else 0.0
+            drawn = _drawn(torch.rand, weight, generator).to(weight) if stuck else 0.0
             self.register_buffer(name, torch.zeros_like(weight.detach()) + drawn if name in names else None)
         self.program(weight)
         self.claim(weight)
@@ -76,7 +77,7 @@ class SynapseArray(nn.Module):
         device = self.device_model
 
         def normal() -> Tensor:
-            return torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight)
+            return _drawn(torch.randn, weight, generator).to(weight)
 
         for name in ("plus", "minus"):
             maps: dict[str, Tensor | None] = dict.fromkeys(("nu", "rate", "range"))
@@ -86,7 +87,7 @@ class SynapseArray(nn.Module):
                     maps["nu"] = (device.d2d_nu * normal()).exp().clamp(max=largest)
                 if device.d2d_states or device.stuck:
                     maps["rate"] = (-device.d2d_states * normal()).exp()
-                    alive = torch.rand(weight.shape, generator=generator, dtype=torch.float32) >= device.stuck
+                    alive = _drawn(torch.rand, weight, generator) >= device.stuck
                     maps["rate"] *= alive.to(weight)
                 if device.d2d_range:
                     maps["range"] = (1.0 + device.d2d_range * normal()).clamp(*RANGES)
@@ -212,6 +213,11 @@ def check_precision(weight: Tensor) -> None:
             f"weights with devices are {weight.dtype}; allowed are float32 and float64, since a pulse may change less "
             f"than 16 bits can tell. Use autocast (precision='bf16-mixed'), which leaves weights as they are"
         )
+
+
+def _drawn(draw: Callable[..., Tensor], weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return random numbers of a weight's shape, drawn on the CPU: arrays are also made where the default is a GPU."""
+    return draw(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 class _Owner:

@@ -18,7 +18,7 @@ class Guarded:
 
     def __init__(self, values: Tensor, shift: int = 0) -> None:
         start, count = MARGIN + shift, values.numel()
-        self._buffer = torch.full((count + 2 * MARGIN + shift,), torch.nan, dtype=values.dtype)
+        self._buffer = torch.full((count + 2 * MARGIN + shift,), torch.nan, dtype=values.dtype, device=values.device)
         self.tensor = self._buffer[start : start + count].view(values.shape)
         self.tensor.copy_(values)
         self._outside = torch.cat([torch.arange(start), torch.arange(start + count, len(self._buffer))])

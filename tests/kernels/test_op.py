@@ -72,10 +72,13 @@ def test_automatic_choice(monkeypatch):
     assert not _op.takes_triton("cuda", [(narrow, FP32), (wide, FP32)])
     assert not _op.takes_triton("cpu", [(narrow, FP32)])
     assert not _op.takes_triton("mps", [(narrow, FP32)])
+    assert not _op.takes_triton("cuda", [(narrow, FP32)], exact_products=True)
     with use_kernels("eager"):
         assert not _op.takes_triton("cuda", [(narrow, FP32)])
     with use_kernels("triton"), pytest.raises(KernelUnavailableError, match=r"not written for torch.float64"):
         _op.takes_triton("cuda", [(wide, FP32)])
+    with use_kernels("triton"):
+        assert _op.takes_triton("cuda", [(narrow, FP32)], exact_products=True)
     monkeypatch.setattr(_op, "triton_installed", lambda: False)
     assert not _op.takes_triton("cuda", [(narrow, FP32)])
     with use_kernels("triton"), pytest.raises(KernelUnavailableError, match=r"triton is not installed.*pip install"):

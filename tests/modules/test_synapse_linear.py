@@ -74,6 +74,16 @@ def test_fresh_weights_are_within_half_of_the_range():
     assert layer.weight.std() > 0.05
 
 
+def test_devices_are_the_same_wherever_new_tensors_are_made():
+    settings, plain = SynapseSettings(DeviceModel(**VARIED), seed=3), nn.Linear(6, 4)
+    wanted = SynapseLinear.from_layer(copy.deepcopy(plain), settings).state_dict()
+    with torch.device("meta"):  # stands for a GPU, which configure_model makes the default
+        found = SynapseLinear.from_layer(copy.deepcopy(plain), settings).state_dict()
+    tensors = {name: value for name, value in wanted.items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) > 10
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
 def test_no_variation_no_maps_and_the_same_seed_the_same_devices():
     assert set(dict(SynapseLinear(6, 4).named_buffers())) == {
         f"{name}_devices.{kind}" for name in ("weight", "bias") for kind in ("plus", "minus", "counts")

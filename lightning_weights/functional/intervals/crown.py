@@ -172,7 +172,7 @@ def _mixes_samples(box: Interval, sources: list[Interval]) -> bool:
     if any(source.center.ndim == 0 or len(source.center) != size for source in sources):
         return True
     generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(box.center.shape, generator=generator).to(box.center) + 1
+    rows = torch.rand(box.center.shape, generator=generator, device="cpu").to(box.center) + 1
     scales = 1 + torch.arange(size).to(box.center)
     with torch.no_grad():
         inputs = [source.center.detach() for source in sources]

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_weights.kernels._aot import Row
-from lightning_weights.kernels._op import WARP_SIZE
+from lightning_weights.kernels._op import WARP_SIZE, exact_products
 from lightning_weights.kernels.block_affine.cost import Config, pick_config
 
 REGISTERS = {32: 96, 64: 264}  # budgets by warp size; AMD's compiler spreads B over the registers of every wave
@@ -161,7 +161,7 @@ def launch_gradient(
 
 def _options(config: Config, r: int, dtype: torch.dtype) -> dict[str, Any]:
     # TF32 holds weights in half precision exactly; those in fp32 only where PyTorch may use it for its own products.
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    exact = exact_products(dtype)
     return {
         "R": r,
         "EVEN": config.tile == r,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18  # logits per chunk: few enough for their buffers to be reused in caches, enough to hide calls
+LARGE_CHUNK = 1 << 25  # elsewhere: launches count, and buffers are small beside the logits still
 
 
 def loss_and_gradient(
@@ -26,7 +27,7 @@ def loss_and_gradient(
     rows, classes = logits.shape
     losses = torch.empty(rows, dtype=wide, device=logits.device)
     gradient = torch.empty(rows, classes, dtype=wide, device=logits.device)
-    step = max(1, CHUNK // classes)
+    step = max(1, (CHUNK if logits.device.type == "cpu" else LARGE_CHUNK) // classes)
     for start in range(0, rows, step):
         part = slice(start, start + step)
         _rows(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_weights.kernels._once import differentiable_once
-from lightning_weights.kernels._op import register, takes_triton
+from lightning_weights.kernels._op import exact_products, register, takes_triton
 from lightning_weights.kernels.interval_affine.checks import check_operands
 from lightning_weights.kernels.interval_affine.eager import (
     Results,
@@ -32,7 +32,8 @@ def _forward(
     relu: bool,
     sound: bool,
 ) -> Results:
-    if takes_triton(center.device.type, [((center, radius, weight), DTYPES)]):
+    exact = sound or exact_products(torch.float32)
+    if takes_triton(center.device.type, [((center, radius, weight), DTYPES)], exact_products=exact):
         from lightning_weights.kernels.interval_affine.launch import launch_affine
 
         return launch_affine(center, radius, weight, bias, scale, shift, relu, sound)

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lightning_weights.kernels._op import WARP_SIZE
+from lightning_weights.kernels._op import WARP_SIZE, exact_products
 from lightning_weights.kernels.interval_affine.affine_kernels import (
     interval_affine_bwd_kernel,
     interval_affine_fwd_kernel,
@@ -40,7 +40,7 @@ def launch_affine(
     behind_center, behind_radius = (center.new_empty(shape if relu else 0) for _ in range(2))
     raw, partial = center.new_empty(0 if scale is None else shape), center.new_empty((grid[0] * grid[1], 8))
     # TF32 where PyTorch may use it for its own products, never for certificates.
-    precision = "ieee" if sound or torch.get_float32_matmul_precision() == "highest" else "tf32"
+    precision = "ieee" if sound or exact_products(torch.float32) else "tf32"
     if partial.numel():
         with torch.cuda.device_of(center):
             interval_affine_fwd_kernel[grid](

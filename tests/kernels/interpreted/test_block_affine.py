@@ -79,7 +79,8 @@ def test_nothing_outside_is_read_or_touched(case, monkeypatch):
     outside, original = [], torch.empty_like
 
     def empty_like(tensor, **options):
-        tensors, untouched = guarded([torch.zeros(tensor.shape, dtype=options.get("dtype", tensor.dtype))])
+        values = tensor.new_zeros(tensor.shape, dtype=options.get("dtype", tensor.dtype))
+        tensors, untouched = guarded([values])
         outside.append(untouched)
         return tensors[0]
 

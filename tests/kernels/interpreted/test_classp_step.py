@@ -135,6 +135,7 @@ def test_new_gradient_buffers_are_noticed():
         assert torch.equal(grad_sum, want_sum)
 
 
+@pytest.mark.interpreter
 def test_offsets_are_64_bit():
     # Tensor 0 is said to start 2**33 elements before the buffer, and the one task to begin at element 2**33 there.
     beyond = 1 << 33

@@ -80,6 +80,7 @@ def test_groups_longer_than_what_is_held(grid):
     check(*case("gptq", grid, 2, 3, beyond=LONGEST_GROUP, search=LONGEST_GROUP + 6))  # there are fewer columns
 
 
+@pytest.mark.interpreter  # elsewhere the number of steps is compiled in
 @pytest.mark.parametrize("grid", GRIDS)
 def test_groups_longer_than_what_is_held_clipped(monkeypatch, grid):
     monkeypatch.setattr(grid_search, "CLIP_STEPS", 6)
@@ -169,6 +170,7 @@ def test_what_has_no_kernel_is_refused():
         compensate_columns(*inputs(LONGEST_BLOCK + 1, 1), bits=3, grid="gptq")
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("name", "drifts"), [("gptq", False), ("gptaq", False), ("rescomp", True), ("foem", True), ("foem, all", True)]
 )

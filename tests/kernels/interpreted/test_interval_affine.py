@@ -68,7 +68,7 @@ def test_nothing_outside_is_read_or_touched(shape, monkeypatch):
     def new_empty(tensor, size, **options):
         if options:  # Triton's interpreter, not a launch
             return original(tensor, size, **options)
-        tensors, clean = guarded([torch.zeros(size)])
+        tensors, clean = guarded([torch.zeros(size, device=tensor.device)])
         outside.append(clean)
         return tensors[0]
 

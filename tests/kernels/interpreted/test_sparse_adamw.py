@@ -85,6 +85,7 @@ def test_any_layout():
     torch.testing.assert_close(first, want_first, **ROUNDING)
 
 
+@pytest.mark.interpreter
 def test_addresses_are_64_bit():
     # The first weight is said to be 2**33 elements before the buffer, and nothing but its table row leads back to it.
     (param,), (idx,), (grad,), (first,), (second,) = lists((1024,))
