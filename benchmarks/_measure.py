@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 PEAK_BANDWIDTH = {"A100 80 GB": 2.0e12, "H100 SXM": 3.35e12, "B200": 8.0e12, "MI300X": 5.3e12}  # bytes per second
 
@@ -49,6 +50,19 @@ def cpu_seconds(run: Callable[[], Any]) -> float:
     start = time.process_time()
     run()
     return time.process_time() - start
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Return how many bytes more than before are in use at the worst moment of a call."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for change in sorted(changes, key=lambda change: change.start_ns()):
+        held += change.nbytes()
+        most = max(most, held)
+    return most
 
 
 def take_turns(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

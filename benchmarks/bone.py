@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _measure import arguments, conclude, milliseconds, prepare, quotients, spread, take_turns
+from _measure import arguments, conclude, milliseconds, peak, prepare, quotients, spread, take_turns
 from peft import LoraConfig, MissConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.miss.layer import MissLinear
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from lightning_weights.kernels.block_affine.cost import cost, cost_composition
 from lightning_weights.modules import BoneLinear
@@ -104,19 +103,6 @@ def products(weight: Tensor, x: Tensor, upstream: Tensor) -> Callable[[], None]:
         torch.bmm(rows.transpose(1, 2), slope_rows, out=slope_b)
 
     return run
-
-
-def peak(run: Callable[[], None]) -> int:
-    """Return how many bytes more than before are in use at the worst moment of a call."""
-    run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for change in sorted(changes, key=lambda change: change.start_ns()):
-        held += change.nbytes()
-        most = max(most, held)
-    return most
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:

@@ -20,7 +20,10 @@ from tests.helpers.battery import NOISE, locate
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
 REPOSITORY = Path(__file__).parents[1]
-MODELS = ("CausalLM", "CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier")
+MODELS = (
+    *("CausalLM", "CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier", "SWSDistillation"),
+    *("PonitaClassifier", "PonitaDiffusion", "PonitaDynamics", "PonitaPotential", "PonitaRegressor"),
+)
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 BASE = {
     "seed_everything": 0,

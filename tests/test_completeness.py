@@ -132,6 +132,12 @@ def test_cards_say_what_was_measured(card):
     assert card.title in (REPOSITORY / f"docs/methods/{card.key}.md").read_text().replace("\n", " ")
 
 
+@pytest.mark.parametrize("card", METHODS, ids=lambda card: card.key)
+def test_papers_are_cited(card):
+    reference = f'title: "{card.title}"', f"arXiv:{card.arxiv}"
+    assert all(part in (REPOSITORY / "CITATION.cff").read_text() for part in reference)
+
+
 def test_every_part_of_every_card_is_used_by_its_config():
     for card in METHODS:
         text = (REPOSITORY / card.config).read_text()

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ("triton", "peft", "e3nn", "bitsandbytes", "transformers", "sklearn", "matplotlib", "rich", "mnist1d", "PIL")
+OPTIONAL = (
+    *("triton", "peft", "e3nn", "bitsandbytes", "transformers", "sklearn", "matplotlib", "rich", "mnist1d", "PIL"),
+    "rdkit",
+)
 HEAVY = ("scipy", "pandas", "torchvision", "omegaconf", "torch._inductor")
 
 PROGRAM = f"""

@@ -1,6 +1,7 @@
 """Callbacks: when and where a method acts in training."""
 
 from lightning_weights.callbacks.bone import BoneFinetuning
+from lightning_weights.callbacks.calibrate_on_first_batch import CalibrateOnFirstBatch
 from lightning_weights.callbacks.classp import CLASSPPhases
 from lightning_weights.callbacks.compensation_quantization import CompensationQuantization
 from lightning_weights.callbacks.confidence_guided_annealing import ConfidenceGuidedAnnealing
@@ -10,10 +11,13 @@ from lightning_weights.callbacks.foem import FOEM
 from lightning_weights.callbacks.gradnorm_lorp import GradNormLoRP
 from lightning_weights.callbacks.hardware_synapses import HardwareSynapses
 from lightning_weights.callbacks.ibp_warmup import IBPWarmup
+from lightning_weights.callbacks.learngene_sws import LearngeneInit
 from lightning_weights.callbacks.lift import LIFTFinetuning
+from lightning_weights.callbacks.mixture_growth import MixtureGrowth
 from lightning_weights.callbacks.ofq import OFQ
 from lightning_weights.callbacks.oscillation_tracker import OscillationTracker
 from lightning_weights.callbacks.rescomp import GPTAQ, GPTQ, ResComp
+from lightning_weights.callbacks.rotate_batch import RotateBatch
 from lightning_weights.callbacks.score_pruning import ScorePruning
 from lightning_weights.callbacks.task_stream import TaskStream
 from lightning_weights.callbacks.tscnc import TSCNC
@@ -28,6 +32,7 @@ __all__ = [
     "TSCNC",
     "BoneFinetuning",
     "CLASSPPhases",
+    "CalibrateOnFirstBatch",
     "CompensationQuantization",
     "ConfidenceGuidedAnnealing",
     "ExactResume",
@@ -36,8 +41,11 @@ __all__ = [
     "HardwareSynapses",
     "IBPWarmup",
     "LIFTFinetuning",
+    "LearngeneInit",
+    "MixtureGrowth",
     "OscillationTracker",
     "ResComp",
+    "RotateBatch",
     "ScorePruning",
     "TaskStream",
     "WeightAligning",

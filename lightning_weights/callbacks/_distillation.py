@@ -14,6 +14,7 @@ from lightning_weights.callbacks._penalties import add_to_loss, refuse_manual_dd
 from lightning_weights.errors import LightningWeightsWarning
 from lightning_weights.functional.untrained import look_untrained
 from lightning_weights.modules import fake_quantized
+from lightning_weights.modules._logits import find_logits
 from lightning_weights.modules._wide_parameters import NARROW
 
 
@@ -124,8 +125,7 @@ def _logits(output: Any, teacher: bool) -> Any:
     """Find the logits in what a network returns; a student's distillation head counts before the other."""
     if not teacher and isinstance(getattr(output, "distillation_logits", None), Tensor):
         return output.distillation_logits
-    found = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) and output else output)
-    return found if isinstance(found, Tensor) and found.ndim >= 2 else None
+    return find_logits(output)
 
 
 def teacher_of(module: nn.Module, network: str | None) -> Teacher:

@@ -2,12 +2,18 @@
 
 import textwrap
 
-from lightning_weights.methods import classifiers, few_bits, fine_tuning
+from lightning_weights.methods import classifiers, equivariance, few_bits, fine_tuning, sizes
 from lightning_weights.methods.card import MethodCard
 
 __all__ = ["METHODS", "MethodCard", "describe_methods"]
 
-METHODS: tuple[MethodCard, ...] = (*classifiers.CARDS, *fine_tuning.CARDS, *few_bits.CARDS)
+METHODS: tuple[MethodCard, ...] = (
+    *classifiers.CARDS,
+    *fine_tuning.CARDS,
+    *few_bits.CARDS,
+    *equivariance.CARDS,
+    *sizes.CARDS,
+)
 
 
 def describe_methods(width: int = 80) -> str:

@@ -39,15 +39,51 @@ from lightning_weights.modules.fake_quant_linear import FakeQuantLinear
 from lightning_weights.modules.fake_quantized import FakeQuantized, fake_quantized, warn_about_zero_rows
 from lightning_weights.modules.gptq_files import read_gptq, write_gptq
 from lightning_weights.modules.gradnorm_lorp import GradNormLoRPLinear
+from lightning_weights.modules.growing import (
+    copy_templates,
+    grow,
+    idle_parameters,
+    mixture_param_groups,
+    mixture_parts,
+    set_mode,
+)
 from lightning_weights.modules.hard_concrete_gate import HardConcreteGate
 from lightning_weights.modules.incremental_linear import IncrementalLinear
 from lightning_weights.modules.input_box import InputBox
 from lightning_weights.modules.input_quantizer import InputQuantizer
 from lightning_weights.modules.kd_loss import KDLoss
+from lightning_weights.modules.learngene import Learngene, extract_learngene
+from lightning_weights.modules.learngene_expansion import expand
 from lightning_weights.modules.lsq_quantizer import LSQQuantizer, calibrating
+from lightning_weights.modules.mixture_batch_norm import MixtureBatchNorm1d, MixtureBatchNorm2d
+from lightning_weights.modules.mixture_conv import MixtureConv1d, MixtureConv2d
+from lightning_weights.modules.mixture_linear import MixtureLinear
+from lightning_weights.modules.mixturize import materialize, mixturize
 from lightning_weights.modules.mlp import MLP
 from lightning_weights.modules.parametrized import find_parametrizations
 from lightning_weights.modules.permanent_pruning import make_pruning_permanent
+from lightning_weights.modules.ponita import (
+    GraphInputs,
+    KernelBasis,
+    Ponita,
+    PonitaBlock,
+    PonitaOutput,
+    SeparableFiberConv,
+    graph_inputs,
+)
+from lightning_weights.modules.ponita_tasks import (
+    Denoised,
+    DiffusionSamples,
+    EnergyForces,
+    PonitaClassifier,
+    PonitaDiffusion,
+    PonitaDynamics,
+    PonitaPotential,
+    PonitaRegressor,
+    WarmupCosine,
+    linear_decay_groups,
+)
+from lightning_weights.modules.pooled_conv_net_1d import PooledConvNet1d
 from lightning_weights.modules.qkr_attention import QKRAttention
 from lightning_weights.modules.quantization import (
     BetaChoice,
@@ -61,10 +97,14 @@ from lightning_weights.modules.quantized_export import export_codes, merge_quant
 from lightning_weights.modules.quantized_linear import QuantizedLinear
 from lightning_weights.modules.robust_classifier import RobustClassifier
 from lightning_weights.modules.score_mask import ScoreMask, refresh_masks
+from lightning_weights.modules.share_stages import share_stages
+from lightning_weights.modules.stage_shared_stack import StageSharedStack
 from lightning_weights.modules.stats_quantizer import StatsQuantizer
+from lightning_weights.modules.sws_distillation import SWSDistillation
 from lightning_weights.modules.synapse_conv import SynapseConv2d
 from lightning_weights.modules.synapse_linear import SynapseLinear
 from lightning_weights.modules.synapse_settings import SynapseSettings
+from lightning_weights.modules.template_bank import TemplateBank
 from lightning_weights.modules.trades_loss import TradesLoss
 from lightning_weights.modules.vision_transformer import CompactViT, SelfAttention, TransformerBlock
 from lightning_weights.modules.wide_resnet import WideResNet
@@ -85,54 +125,92 @@ __all__ = [
     "CompactViT",
     "Compander",
     "ConvNet1d",
+    "Denoised",
     "DeviceModel",
+    "DiffusionSamples",
+    "EnergyForces",
     "EpsilonSchedule",
     "FakeQuantAttention",
     "FakeQuantConv2d",
     "FakeQuantLinear",
     "FakeQuantized",
     "GradNormLoRPLinear",
+    "GraphInputs",
     "HardConcreteGate",
     "IncrementalLinear",
     "InputBox",
     "InputQuantizer",
     "KDLoss",
+    "KernelBasis",
     "LSQQuantizer",
     "LayerReport",
+    "Learngene",
+    "MixtureBatchNorm1d",
+    "MixtureBatchNorm2d",
+    "MixtureConv1d",
+    "MixtureConv2d",
+    "MixtureLinear",
+    "Ponita",
+    "PonitaBlock",
+    "PonitaClassifier",
+    "PonitaDiffusion",
+    "PonitaDynamics",
+    "PonitaOutput",
+    "PonitaPotential",
+    "PonitaRegressor",
+    "PooledConvNet1d",
     "QKRAttention",
     "QuantizationReport",
     "QuantizedLinear",
     "QuantizedMultiheadAttention",
     "QuantizedViTAttention",
     "RobustClassifier",
+    "SWSDistillation",
     "ScoreMask",
     "SelfAttention",
+    "SeparableFiberConv",
+    "StageSharedStack",
     "StatsQuantizer",
     "SynapseConv2d",
     "SynapseLinear",
     "SynapseSettings",
+    "TemplateBank",
     "TradesLoss",
     "TransformerBlock",
+    "WarmupCosine",
     "WideResNet",
     "attention_obstacle",
     "behind_gelu",
     "bone_adapter_of",
     "calibrating",
     "compand_layers",
+    "copy_templates",
+    "expand",
     "export_codes",
+    "extract_learngene",
     "fake_quantized",
     "find_parametrizations",
+    "graph_inputs",
+    "grow",
+    "idle_parameters",
     "is_attention",
+    "linear_decay_groups",
     "make_pruning_permanent",
     "make_room",
+    "materialize",
     "merge_companders",
     "merge_quantized",
+    "mixture_param_groups",
+    "mixture_parts",
+    "mixturize",
     "plain_state_dict",
     "quantize",
     "quantize_attention",
     "read_bone_adapter",
     "read_gptq",
     "refresh_masks",
+    "set_mode",
+    "share_stages",
     "sweep_beta",
     "unmerge_companders",
     "warn_about_zero_rows",

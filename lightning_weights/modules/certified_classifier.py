@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCa
 from torch import Tensor, nn
 
 from lightning_weights.errors import check_choice, check_number
-from lightning_weights.metrics import VerifiedError
+from lightning_weights.metrics.verified_error import VerifiedError
 from lightning_weights.modules import _certified_fit as certified_fit
 from lightning_weights.modules.certified_loss import CertifiedLoss, widened
 from lightning_weights.modules.certifier import Certifier

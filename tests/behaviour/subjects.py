@@ -13,7 +13,7 @@ import lightning_weights.callbacks
 import lightning_weights.optimizers
 from lightning_weights.errors import ShardedParameterError
 from lightning_weights.methods import METHODS
-from tests.behaviour import ofq_rows, pulse_rows, quantization_rows
+from tests.behaviour import equivariant_rows, growth_rows, learngene_rows, ofq_rows, pulse_rows, quantization_rows
 from tests.helpers.battery import Setup, Subject
 
 ROOMS = (lightning_weights.optimizers, lightning_weights.callbacks)
@@ -182,6 +182,9 @@ SUBJECTS: dict[str, Subject] = {
     **ofq_rows.SUBJECTS,
     **quantization_rows.SUBJECTS,
     **pulse_rows.SUBJECTS,
+    **learngene_rows.SUBJECTS,
+    **growth_rows.SUBJECTS,
+    **equivariant_rows.SUBJECTS,
 }
 
 PLAIN_SGD = ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
@@ -276,6 +279,9 @@ SETUPS: tuple[Setup, ...] = (
     *ofq_rows.SETUPS,
     *quantization_rows.SETUPS,
     *pulse_rows.SETUPS,
+    *learngene_rows.SETUPS,
+    *growth_rows.SETUPS,
+    *equivariant_rows.SETUPS,
 )
 
 # Options that behave differently where something is resumed or distributed; the rest of the battery leaves them out.
@@ -342,6 +348,8 @@ VARIANTS: tuple[Setup, ...] = (
     ),
     *ofq_rows.VARIANTS,
     *pulse_rows.VARIANTS,
+    *growth_rows.VARIANTS,
+    *equivariant_rows.VARIANTS,
 )
 
 OPTIMIZERS = [path for path in SUBJECTS if path.startswith("lightning_weights.optimizers.")]

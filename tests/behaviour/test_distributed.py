@@ -3,6 +3,7 @@
 import os
 import socket
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.filterwarnings(NOISE), pytest.mark.slow]
 ROWS = {row.name: row for row in (*SETUPS, *VARIANTS)}
 STRATEGIES = {
     "ddp": DDPStrategy,
-    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+    "fsdp2": partial(ModelParallelStrategy, data_parallel_size=2, tensor_parallel_size=1),
 }
 TOLERANCE = 1e-6  # gradients are summed in another order
 CASES = [(strategy, name) for strategy in STRATEGIES for name in ROWS]
@@ -40,9 +41,11 @@ def half_batches() -> Any:
 def results(row: Any, strategy: str, folder: Path) -> dict[str, Any]:
     """Train once for the numbers, and twice with dropout and shuffling for the resume."""
 
+    chosen = partial(STRATEGIES[strategy], **row.strategies.get(strategy, {}))
+
     def run(data: Any, dropout: float = 0.5, **options: Any) -> dict[str, Any]:
         module = small_module(row, dropout=dropout)
-        return train(row, module, data=data, strategy=STRATEGIES[strategy](), devices=2, **options)
+        return train(row, module, data=data, strategy=chosen(), devices=2, **options)
 
     try:
         plain = run(half_batches(), dropout=0.0)

@@ -64,6 +64,8 @@ class Setup:
         refuses: Names of the situations that the method refuses, with the error: `fsdp2`, `no matrices`.
         differs: Names of the situations in which other numbers are right, with the reason: `accumulation`, `bf16`,
             `ddp`.
+        strategies: Arguments of the strategies, `ddp` and `fsdp2`.
+        rounding: By how much a compiled run may differ, where the compiler sums in another order.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Setup:
     loss: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     refuses: Mapping[str, type[Exception]] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
+    strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rounding: float = 0.0
 
     def skip_where_it_differs(self, situation: str) -> None:
         """End a test that compares numbers which need not be equal."""
