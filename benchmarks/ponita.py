@@ -17,6 +17,7 @@ from _measure import (
     arguments,
     conclude,
     milliseconds,
+    peak,
     prepare,
     quotients,
     spread,
@@ -24,7 +25,6 @@ from _measure import (
 )
 from _ponita_rivals import EGNN, Points, TensorProductNetwork, points, unfused
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from lightning_weights.kernels.fiber_conv import fiber_conv, fiber_conv_reference, sort_edges
 from lightning_weights.kernels.fiber_conv.cost import cost, cost_composed
@@ -102,18 +102,6 @@ def leaves(node: Any) -> list[Tensor]:
             found.append(here.variable)
         waiting += [following for following, _ in here.next_functions]
     return found
-
-
-def peak(run: Callable[[], None]) -> int:
-    """Return how many bytes more than before are in use at the worst moment of a call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for change in sorted(changes, key=lambda change: change.start_ns()):
-        held += change.nbytes()
-        most = max(most, held)
-    return most
 
 
 def measure_networks(rounds: int) -> list[dict[str, Any]]:
