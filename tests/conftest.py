@@ -1,7 +1,10 @@
 """Settings that hold for every test, and the language model that several share."""
 
 import copy
+import functools
 import os
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 import pytest
@@ -26,6 +29,16 @@ def _no_seed_of_others() -> None:
         os.environ.pop(name, None)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _entry_points_are_read_once() -> Iterator[None]:
+    """Keep what every Trainer asks for, callbacks of other packages, which takes a look into each that is installed."""
+    kept = functools.cache(entry_points)
+    with pytest.MonkeyPatch.context() as patch:
+        for root in ("lightning.fabric", "lightning_fabric"):
+            patch.setattr(f"{root}.utilities.registry.entry_points", kept)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests that need SmolLM2 where it isn't installed."""
     if find_spec(SMOLLM2) is None:
@@ -37,7 +50,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def pretrained() -> CausalLM:
-    """SmolLM2-135M-Instruct, read once (some 20 seconds), to be left as it is."""
+    """SmolLM2-135M-Instruct, to be left as it is.
+
+    Reading it takes 25 seconds in every process that runs tests: those that take it stand in behaviour/test_smollm2.py.
+    """
     return CausalLM(f"package:{SMOLLM2}")
 
 

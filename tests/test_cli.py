@@ -213,18 +213,26 @@ def test_bash_completes_commands_options_and_classes(tmp_path):
     with script.open("w") as file:
         subprocess.run(command, stdout=file, check=True, timeout=120, cwd=REPOSITORY)
 
-    def complete(*words: str) -> list[str]:
-        program = 'source "$0"; COMP_WORDS=(lightning-weights "$@"); COMP_CWORD=$#; _shtab_lightning_weights '
-        program += 'lightning-weights "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"; printf "%s\\n" "${COMPREPLY[@]}"'
-        shell = ["bash", "--norc", "-c", program, str(script), *words]
-        return subprocess.run(shell, capture_output=True, text=True, check=True, timeout=30).stdout.split()
-
-    assert complete("f") == ["fit"]
-    assert {"--trainer.max_epochs", "--trainer.max_steps"} <= set(complete("fit", "--trainer.max"))
-    assert "--model.network" in complete("fit", "--model.")
-    for path in OPTIMIZERS:
-        assert path in complete("fit", "--optimizer", path[:-1])
-    for path in CALLBACKS:
-        assert path in complete("fit", "--trainer.callbacks+", path[:-1])
-    models = {f"lightning_weights.modules.{name}" for name in MODELS}
-    assert models == set(complete("fit", "--model", "lightning_weights."))
+    begun = ["f", "fit --trainer.max", "fit --model.", "fit --model lightning_weights."]
+    parts = {f"fit --optimizer {path[:-1]}": path for path in OPTIMIZERS}
+    parts |= {f"fit --trainer.callbacks+ {path[:-1]}": path for path in CALLBACKS}
+    # one shell for all, since each would have to read the script
+    program = """
+        source "$0"
+        for line in "$@"; do
+            COMP_WORDS=(lightning-weights $line)
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            COMPREPLY=()
+            _shtab_lightning_weights lightning-weights "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"
+            printf "%s\\n" "${COMPREPLY[*]}"
+        done
+    """
+    shell = ["bash", "--norc", "-c", program, str(script), *begun, *parts]
+    printed = subprocess.run(shell, capture_output=True, text=True, check=True, timeout=60).stdout
+    command, options, arguments, models, *found = map(str.split, printed.splitlines())
+    assert command == ["fit"]
+    assert {"--trainer.max_epochs", "--trainer.max_steps"} <= set(options)
+    assert "--model.network" in arguments
+    assert set(models) == {f"lightning_weights.modules.{name}" for name in MODELS}
+    for path, completed in zip(parts.values(), found, strict=True):
+        assert path in completed

@@ -1,19 +1,16 @@
 """DDP and FSDP2 on two CPU processes against one process with the same samples per step."""
 
-import os
-import socket
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.behaviour.subjects import SETUPS, VARIANTS
 from tests.helpers.battery import NOISE, SaveAt, differing, small_module, tasks, train
+from tests.helpers.two_processes import run_on_two
 
 pytestmark = [pytest.mark.filterwarnings(NOISE), pytest.mark.slow]
 
@@ -57,28 +54,20 @@ def results(row: Any, strategy: str, folder: Path) -> dict[str, Any]:
     return {"plain": plain, "straight": straight, "resumed": resumed}
 
 
-def work(rank: int, folder: Path, port: int) -> None:
+def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     """Train every row with every strategy in one group of two processes."""
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    group = {"rank": rank, "world_size": 2, "timeout": timedelta(seconds=60)}
-    torch.distributed.init_process_group("gloo", **group)
-    found = {f"{strategy}-{name}": results(ROWS[name], strategy, folder) for strategy, name in CASES}
-    torch.distributed.destroy_process_group()
-    if rank == 0:  # in a process that is as fresh as those of the group
-        found |= {f"single-{name}": train(ROWS[name]) for name in dict.fromkeys(name for _, name in ALLOWED)}
-    torch.save(found, folder / f"rank{rank}.pt")
+    return {f"{strategy}-{name}": results(ROWS[name], strategy, folder) for strategy, name in CASES}
+
+
+def singles() -> dict[str, Any]:
+    """Train the same rows in one process, which is as fresh as those of the group."""
+    return {f"single-{name}": train(ROWS[name]) for name in dict.fromkeys(name for _, name in ALLOWED)}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Return what each of the two processes found."""
-    folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (folder, port), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_on_two(scenarios, tmp_path_factory.mktemp("distributed"), singles)
 
 
 @pytest.mark.parametrize(("strategy", "name"), REFUSED)

@@ -3,10 +3,8 @@
 import copy
 import importlib
 import itertools
-import os
 import pickle
 import random
-import socket
 import warnings
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_weights.callbacks.exact_resume import ExactResume
 from tests.helpers.tiny import ROOTS, tiny_module
+from tests.helpers.two_processes import run_on_two
 
 BATCHES = 6  # per epoch, of 4 samples
 
@@ -322,9 +321,7 @@ def test_a_finished_run_is_prolonged(root: str, stop: dict[str, int], tmp_path: 
     assert all(name.startswith(".metrics.train_") for name in wrong)
 
 
-def fit_in_two_processes(rank: int, folder: Any, port: int) -> None:
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
-    torch.set_num_threads(1)
+def fit_in_two_processes(rank: int, folder: Any) -> dict[str, Any]:
     options = {"strategy": "ddp", "devices": 2, "max_epochs": 2, "val": val["val"]}
     places = {"inside": ("on_train_batch_end", 2), "end": ("on_train_epoch_end", 1)}
     saves = [SaveAt(*place, folder / name) for name, place in places.items()]
@@ -332,14 +329,12 @@ def fit_in_two_processes(rank: int, folder: Any, port: int) -> None:
     for name in places:
         wrong = differences(straight, fit(ROOTS[0], options, ckpt=folder / name, seed=50 + rank))
         assert not wrong, f"rank {rank}, {name}: {wrong}"
+    return {}
 
 
 @pytest.mark.slow
 def test_each_process_gets_its_own_generators_back(tmp_path: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(fit_in_two_processes, (tmp_path, port), nprocs=2)
+    run_on_two(fit_in_two_processes, tmp_path)
     ranks = torch.load(tmp_path / "inside", weights_only=True)["callbacks"]["ExactResume"]["ranks"]
     assert not torch.equal(ranks[0]["now"]["torch"], ranks[1]["now"]["torch"])
     with pytest.warns(UserWarning, match="saved by 2 processes and there are 1"):

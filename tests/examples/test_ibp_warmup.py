@@ -3,15 +3,25 @@ from pathlib import Path
 
 import ibp_warmup
 import pytest
+import torch
 from lightning.pytorch import seed_everything
 
 from lightning_weights.data import Digits
 
 
+class Few(Digits):
+    """Epochs of two batches; all other digits are one batch of the test."""
+
+    def __init__(self, seed: int, **_: int) -> None:
+        super().__init__(batch_size=64, test_size=1669, seed=seed)
+
+    def test_dataloader(self) -> list[tuple[torch.Tensor, ...]]:
+        return [tuple(map(torch.cat, zip(*super().test_dataloader(), strict=True)))]
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make epochs of two batches."""
-    monkeypatch.setattr(ibp_warmup, "Digits", lambda seed, **_: Digits(batch_size=64, test_size=1669, seed=seed))
+    monkeypatch.setattr(ibp_warmup, "Digits", Few)
 
 
 @pytest.mark.usefixtures("quick")

@@ -45,22 +45,40 @@ def fit(
     return train(row, module, root=root, data=data, strategy=strategy, devices=2, **options)
 
 
-def run_on_two(scenarios: Callable[[int, Path], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+# what takes seconds to import
+PRELOADED = ("lightning.pytorch", *(f"lightning_weights.{room}" for room in ("callbacks", "modules", "strategies")))
+
+
+def run_on_two(
+    scenarios: Callable[[int, Path], dict[str, Any]],
+    folder: Path,
+    alone: Callable[[], dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Run a function of rank and folder in two processes of one group and return what each found.
 
-    They are forked from a third, which imports what takes seconds, once for all tests.
+    They are forked from a third, which imports what takes seconds, once for all tests. When the group is gone the first
+    process also runs `alone`.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["lightning.pytorch", "lightning_weights.strategies", __name__])
-    torch.multiprocessing.start_processes(_work, (scenarios, folder, port), nprocs=2, start_method="forkserver")
+    multiprocessing.set_forkserver_preload([*PRELOADED, __name__])
+    torch.multiprocessing.start_processes(_work, (scenarios, folder, port, alone), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def _work(rank: int, scenarios: Callable[[int, Path], dict[str, Any]], folder: Path, port: int) -> None:
+def _work(
+    rank: int,
+    scenarios: Callable[[int, Path], dict[str, Any]],
+    folder: Path,
+    port: int,
+    alone: Callable[[], dict[str, Any]] | None,
+) -> None:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    torch.save(scenarios(rank, folder), folder / f"rank{rank}.pt")
+    found = scenarios(rank, folder)
+    torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
+    if rank == 0 and alone is not None:
+        torch.save(found | alone(), folder / f"rank{rank}.pt")
