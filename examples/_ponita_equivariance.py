@@ -47,7 +47,9 @@ def sizes_of(settings: Settings) -> tuple[int, ...]:
     """Return the numbers of orientations to try; a point cloud has no grid."""
     if settings.get("mode") == "pointcloud":
         return (0,)
-    return SOLIDS if settings.get("grid") == "platonic" else COUNTS
+    if settings.get("grid") == "platonic":
+        return SOLIDS
+    return COUNTS[1:] if settings.get("grid") == "antipodal" else COUNTS  # two opposite pairs don't span space
 
 
 def measure(name: str, settings: Settings, seed: int) -> dict[str, float]:

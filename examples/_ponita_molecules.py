@@ -1,7 +1,7 @@
 """Molecules: their energies and forces, and new ones out of noise."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -18,7 +18,6 @@ from lightning_weights.modules import Ponita, PonitaDiffusion, PonitaPotential
 MEANS, PNITA, PONITA = "mean of molecule", "PNITA", "PONITA"
 NOISE, HELD_OUT = "normal noise", "held-out data"
 BATCH, ELEMENTS, ROTATIONS = 8, 4, 5
-TEST_CONFORMERS = 20
 GENERATED = ("CCO", "CC(=O)O", "CNC=O")  # ethanol, acetic acid, N-methylformamide
 # wide enough to begin with noise in which no molecule is left
 NOISES = {"noise_mean": -0.7, "noise_std": 1.3, "sigma_max": 5.0, "sigma_min": 0.01}
@@ -27,27 +26,36 @@ PLACES = 1000
 
 
 @cache
-def conformers_of(smiles: tuple[str, ...] | None, seed: int, conformers: int) -> MoleculeEnergies:
+def conformers_of(smiles: tuple[str, ...] | None, seed: int, conformers: int, tested: int) -> MoleculeEnergies:
     """Make the conformers of a seed, which takes seconds."""
-    counts = {"train_conformers": conformers, "val_conformers": 1, "test_conformers": TEST_CONFORMERS}
+    counts = {"train_conformers": conformers, "val_conformers": 1, "test_conformers": tested}
     data = MoleculeEnergies(BATCH, smiles, **counts, seed=seed)
     data.setup()
     return data
 
 
-def molecules(smiles: tuple[str, ...] | None, seed: int, conformers: int) -> MoleculeEnergies:
+def molecules(smiles: Sequence[str] | None, seed: int, conformers: int, tested: int = 20) -> MoleculeEnergies:
     """Return conformers of molecules, by default the data's own, whose order begins anew with every run."""
-    return copy.deepcopy(conformers_of(smiles, seed, conformers))
+    return copy.deepcopy(conformers_of(None if smiles is None else tuple(smiles), seed, conformers, tested))
 
 
-def predict_energies(name: str, settings: Settings, seed: int, epochs: int, conformers: int) -> dict[str, float]:
+def predict_energies(
+    name: str,
+    settings: Settings,
+    seed: int,
+    epochs: int,
+    conformers: int,
+    smiles: Sequence[str] | None = None,
+    tested: int = 20,
+    grid: str = "fibonacci",
+) -> dict[str, float]:
     """Train a potential, or take means, and measure mean absolute errors in kcal/mol and kcal/mol/Å."""
-    data = molecules(None, seed, conformers)
+    data = molecules(smiles, seed, conformers, tested)
     batches = list(data.test_dataloader())
     predict, parameters = means_of_molecules(data), 0
     if name != MEANS:
         mode = "bundle" if name == PONITA else "position"
-        network = Ponita(ELEMENTS, out_scalars=1, pooling="sum", mode=mode, **SIZES)
+        network = Ponita(ELEMENTS, out_scalars=1, pooling="sum", mode=mode, grid=grid, **SIZES)
         rotations = ROTATIONS if name == PONITA else 0
         model = PonitaPotential(network, test_time_rotations=rotations, **adam(settings["lr"], epochs))
         fit(model, data, epochs)

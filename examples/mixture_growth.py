@@ -7,7 +7,8 @@ floating-point operations in all, with a third more, and with a third of them, w
 Operations of training steps are counted by torch.utils.flop_counter, those of mixing included: convolutions and matrix
 products, forward and backward.
 
-    python examples/mixture_growth.py                  # five seeds
+    python examples/mixture_growth.py                  # three seeds
+    python examples/mixture_growth.py --width 8        # members of width 4, which are too narrow for the task
     python examples/mixture_growth.py --tune           # learning rates of every method, on other seeds
 
 Members are trained once per seed; each variant goes on from their checkpoint.
@@ -220,7 +221,9 @@ def table(results: Results, grown: int) -> str:
 
 
 def main() -> None:
-    parser = arguments("mixture_growth", "Networks that grow out of two, against other ways to grow and from scratch.")
+    parser = arguments(
+        "mixture_growth", "Networks that grow out of two, against other ways to grow and from scratch.", seeds=3
+    )
     parser.add_argument("--width", type=int, default=WIDTH, help="channels of the whole network (%(default)s)")
     parser.add_argument("--epochs", type=int, default=16, help="epochs of each member (%(default)s)")
     parser.add_argument("--grown-epochs", type=int, default=4, help="epochs after growth (%(default)s)")

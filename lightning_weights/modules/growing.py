@@ -85,7 +85,7 @@ def grow(
             the first one's.
 
     Raises:
-        ValueError: If an argument is not allowed, or there are no mixture layers.
+        ValueError: If an argument is not allowed, there are no mixture layers, or they are on the meta device.
         ShardedParameterError: If coefficients are sharded.
 
     Source: Pham, Teterwak, Nelson & Plummer 2024, arXiv:2311.04251.
@@ -99,7 +99,13 @@ def grow(
     """
     check_choice("coefficient_init", coefficient_init, COEFFICIENT_INITS)
     check_number("coefficient_scale", coefficient_scale, low=0.0)
-    if any(hasattr(alpha, "placements") for alpha in coefficients_of(module).values()):
+    coefficients = coefficients_of(module)
+    if any(alpha.is_meta for alpha in coefficients.values()):
+        raise ValueError(
+            "coefficients are on the meta device and have no values to begin new blocks with; load some first, with "
+            "load_state_dict, or look at shapes only, with set_mode(module, 'grown')"
+        )
+    if any(hasattr(alpha, "placements") for alpha in coefficients.values()):
         raise ShardedParameterError(
             "coefficients are sharded (FSDP2), and whole ones are needed; use DDP, or one device"
         )

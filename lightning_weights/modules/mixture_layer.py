@@ -86,7 +86,8 @@ class MixtureLayer(MixturePart):
         if self.training and not self._chosen and not torch.compiler.is_compiling():
             self._warn_unless_chosen()
         kind, dtype = x.device.type, self.bank.sets[0].dtype
-        if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # which autocast leaves alone, too
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # none for kind "meta"
+        if autocast and dtype != torch.float64:  # which autocast leaves alone, too
             dtype = torch.get_autocast_dtype(kind)
         return self._weight(dtype), self.bias
 

@@ -1,4 +1,4 @@
-"""PONITA's settings for rMD17 and QM9, which a user brings: the paper's numbers, and a short run on tiny files."""
+"""PONITA's settings at full size: the paper's numbers, and a short run on tiny data."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings(NOISE)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMON = {"degree": 3, "widening": 4, "scale": None, "lr": 5e-4, "clip": 0.5, "ema": 0.99, "pooling": "sum"}
+NO_DATA = {"lambda": None, "data": (None, None, None)}
 PAPER = {
     "rmd17": {
         **{"O": 20, "C": 128, "B": 256, "layers": 5, "readouts": True, "epochs": 5000, "warmup": 100, "batch": 5},
@@ -21,7 +22,16 @@ PAPER = {
     },
     "qm9": {
         **{"O": 16, "C": 256, "B": 256, "layers": 9, "readouts": False, "epochs": 1000, "warmup": 10, "batch": 96},
-        **{"decay": 1e-10, "lambda": None, "turned": ["pos"], "data": (None, None, None)},
+        **{"decay": 1e-10, "turned": ["pos"], **NO_DATA},
+    },
+    "nbody": {
+        **{"O": 16, "C": 128, "B": 256, "layers": 5, "readouts": True, "epochs": 10000, "warmup": 10, "batch": 100},
+        **{"decay": 1e-10, "turned": ["pos", "vec", "y"], **NO_DATA},
+        **{"lr": 1e-3, "scale": 1e-6, "ema": None, "pooling": "none"},
+    },
+    "qm9_generation": {
+        **{"O": 12, "C": 256, "B": 256, "layers": 9, "readouts": False, "epochs": 1000, "warmup": 0, "batch": 96},
+        **{"decay": 1e-12, "turned": ["pos"], "pooling": "none", **NO_DATA},
     },
 }
 
@@ -33,8 +43,8 @@ def values(name):
     network, adam = model["network"]["init_args"], model["optimizer"]["init_args"]
     callbacks = {entry["class_path"].split(".")[-1]: entry.get("init_args") for entry in trainer["callbacks"]}
     schedule = model["lr_scheduler"]["init_args"]
-    assert schedule["max_epochs"] == trainer["max_epochs"]
-    assert model["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert schedule.get("max_epochs", schedule.get("T_max")) == trainer["max_epochs"]
+    assert model["optimizer"]["class_path"] == f"torch.optim.Adam{'W' * (name == 'qm9_generation')}"
     return {
         "O": network["num_orientations"],
         "C": network["hidden_dim"],
@@ -46,12 +56,12 @@ def values(name):
         "scale": network["layer_scale"],
         "pooling": network["pooling"],
         "epochs": trainer["max_epochs"],
-        "warmup": schedule["warmup_epochs"],
+        "warmup": schedule.get("warmup_epochs", 0),
         "clip": trainer["gradient_clip_val"],
         "batch": data["batch_size"],
         "lr": adam["lr"],
         "decay": adam["weight_decay"],
-        "ema": callbacks["EMAWeightAveraging"]["decay"],
+        "ema": callbacks.get("EMAWeightAveraging", {}).get("decay"),
         "turned": callbacks["RotateBatch"]["fields"],
         "lambda": model.get("lambda_force"),
         "data": (data.get("molecule"), data.get("split"), data.get("unit")),
@@ -60,7 +70,20 @@ def values(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_numbers_are_the_papers(name):
-    assert values(name) == PAPER[name] | COMMON
+    assert values(name) == COMMON | PAPER[name]
+
+
+def test_noise_is_that_of_the_authors_later_code():
+    model = yaml.safe_load((CONFIGS / "ponita_qm9_generation.yaml").read_text())["model"]["init_args"]
+    noise = {"sigma_data": 1.0, "noise_mean": -1.2, "noise_std": 1.2, "sigma_max": 1.0, "steps": 40, "churn": 10.0}
+    assert {key: model[key] for key in noise} == noise
+    assert model["type_scale"] == 4.0
+
+
+def test_particles_are_as_many_and_as_late_as_in_the_paper():
+    data = yaml.safe_load((CONFIGS / "ponita_nbody.yaml").read_text())["data"]
+    assert (data["class_path"], data["init_args"]["train_size"]) == ("lightning_weights.data.NBody", 3000)
+    assert not {"bodies", "input_steps", "horizon", "dt", "max_force"} & data["init_args"].keys()
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -69,6 +92,10 @@ def test_training_runs_on_files_of_the_format(name, tmp_path, monkeypatch):
     if name == "rmd17":
         write_rmd17(tmp_path, "aspirin")
         options = {"data.split": 1}
+    elif name == "nbody":
+        options = {f"data.{part}_size": 6 for part in ("train", "val", "test")}
+        options |= {"data.batch_size": 2, "data.input_steps": 5, "data.horizon": 5}
+        options["trainer.check_val_every_n_epoch"] = 1
     else:
         write_qm9(tmp_path, molecules=120)
         options = {"data.train_size": 100, "data.val_size": 10, "data.batch_size": 20}

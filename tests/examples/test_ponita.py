@@ -17,7 +17,8 @@ TINY = {
     "particles": {"epochs": 1, "systems": 8},
     "equivariance": {},
     "generation": {"epochs": 1, "conformers": 2, "steps": 2},
-    "molecules": {"epochs": 1, "conformers": 2},
+    "molecule": {"epochs": 1, "conformers": 2, "smiles": ["O"], "tested": 2},
+    "molecules": {"epochs": 1, "conformers": 2, "tested": 2},
 }
 
 
@@ -34,7 +35,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ponita.particles, "NBody", brief(ponita.particles.NBody, input_steps=0))
     monkeypatch.setattr(sys.modules["lightning_weights.data.molecule_energies"], "SMILES", ("NC=O", "O"))
     monkeypatch.setattr(_ponita_molecules, "GENERATED", ("NC=O",))
-    monkeypatch.setattr(_ponita_molecules, "TEST_CONFORMERS", 2)
     _ponita_molecules.conformers_of.cache_clear()
 
 
@@ -42,21 +42,37 @@ def brief(data: type, **options: object) -> object:
     return lambda *arguments, **others: data(*arguments, **{**others, **options})
 
 
+def run(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, dict[str, str]], set[str]]:
+    """Run the script with one seed and return its runs by method, and the figures that it drew."""
+    monkeypatch.setattr(ponita, "find_spec", lambda name: None)  # compiling tensor products takes seconds
+    monkeypatch.setattr("sys.argv", ["ponita.py", "--seeds", "1", "--workers", "1", "--out", str(out), *options])
+    ponita.main()
+    with (out / "runs.csv").open(encoding="utf-8") as file:
+        return {row["method"]: row for row in csv.DictReader(file)}, {path.name for path in out.glob("*.png")}
+
+
 def test_script_runs_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: None) -> None:
     pytest.importorskip("rdkit", reason="molecules need rdkit")
-    monkeypatch.setattr(ponita, "find_spec", lambda name: None)  # compiling tensor products takes seconds
-    monkeypatch.setattr("sys.argv", ["ponita.py", "--seeds", "1", "--workers", "1", "--out", str(tmp_path)])
-    ponita.main()
-    with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+    rows, figures = run(tmp_path, monkeypatch)
     names = {f"{task}: {name}" for task in ponita.DEFAULT_TASKS for name in ponita.METHODS[task]}
     assert rows.keys() == names - {f"particles: {ponita.particles.PRODUCTS}"}
     errors = [float(rows[f"particles: {name}"]["mse"]) for name in ponita.particles.BASELINES]
     assert errors[0] > errors[1], "particles move about as they did"
-    assert float(rows[f"generation: {_ponita_molecules.HELD_OUT}"]["formula"]) == 100
     assert float(rows[f"equivariance: {_ponita_equivariance.POINTS}"]["error_0"]) < 1e-3
-    assert {path.name for path in tmp_path.glob("*.png")} == {"ponita.png", "ponita_equivariance.png"}
+    assert figures == {"ponita.png", "ponita_equivariance.png"}
     assert all((tmp_path / task / "report.md").exists() for task in ponita.DEFAULT_TASKS)
+
+
+def test_script_runs_other_tasks_if_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: None
+) -> None:
+    pytest.importorskip("rdkit", reason="molecules need rdkit")
+    tasks = ("molecules", "generation")
+    rows, figures = run(tmp_path, monkeypatch, "--tasks", *tasks)
+    assert rows.keys() == {f"{task}: {name}" for task in tasks for name in ponita.METHODS[task]}
+    assert float(rows[f"generation: {_ponita_molecules.HELD_OUT}"]["formula"]) == 100
+    assert figures == {"ponita.png"}
+    assert all((tmp_path / task / "report.md").exists() for task in tasks)
 
 
 @pytest.mark.parametrize("make", [_ponita_networks.egnn, _ponita_networks.PositionsOnly])

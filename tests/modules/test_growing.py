@@ -34,6 +34,19 @@ def test_modes_of_all_parts():
         set_mode(nn.Linear(2, 2), "grown")
 
 
+def test_growth_needs_values():
+    with torch.device("meta"):
+        net = network()
+    with pytest.raises(ValueError, match="on the meta device and have no values"):
+        grow(net, "zero")
+    assert {part.mode for part in mixture_parts(net).values()} == {"member0"}
+    whole = network()
+    grow(whole, "zero")
+    net.to_empty(device="cpu").load_state_dict(whole.state_dict())
+    x = torch.randn(5, 4)
+    assert torch.equal(net.eval()(x), whole.eval()(x))
+
+
 def test_growth_uses_a_generator_of_its_own_and_what_is_agreed_upon():
     net = network(num_templates=3)
     alphas = [alpha.detach().clone() for alpha in net[3].coefficients]

@@ -146,6 +146,27 @@ def test_autocast_mixes_in_fp32_and_rounds_once(dtype):
         assert layer.double()(x.double()).dtype == torch.float64
 
 
+@EACH
+def test_layers_on_the_meta_device_have_shapes_and_gradients(kind):
+    layer = LAYERS[kind](bias=True)
+    with torch.device("meta"):
+        empty = LAYERS[kind](bias=True)
+        for mode in ("member0", "member1", "grown"):
+            layer.mode = empty.mode = mode
+            x = sample(layer, mode)
+            y = empty(x)
+            assert y.is_meta
+            y.sum().backward()
+            assert (y.shape, empty.plain().weight.shape) == (
+                layer(x.new_zeros(x.shape, device="cpu")).shape,
+                layer.weight.shape,
+            )
+    assert all(param.grad is not None for param in empty.parameters())
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    assert empty.mode == "grown"
+    assert torch.equal(empty.weight, layer.weight)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

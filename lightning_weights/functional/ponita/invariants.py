@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_weights.functional.rotated import rotated
+
 NOISE = 8.0  # roundings within which a displacement counts as parallel to an orientation
 
 
@@ -107,8 +109,8 @@ def frame_invariants(relative: Tensor, receiver_frames: Tensor, sender_frames: T
             f"(..., 3) and twice (..., 3, 3)"
         )
     inverse = receiver_frames.mT
-    displacement = (inverse @ relative[..., None]).squeeze(-1)
-    rotation = (inverse @ sender_frames).flatten(-2)
+    displacement = rotated(relative, inverse)
+    rotation = rotated(sender_frames.mT, inverse[..., None, :, :]).mT.flatten(-2)
     shape = torch.broadcast_shapes(displacement.shape[:-1], rotation.shape[:-1])
     return torch.cat([displacement.expand(*shape, 3), rotation.expand(*shape, 9)], dim=-1)
 

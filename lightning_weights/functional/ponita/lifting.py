@@ -30,7 +30,8 @@ def lift(scalars: Tensor, vectors: Tensor | None, orientations: Tensor) -> Tenso
     lifted = scalars[:, None].expand(-1, count, -1)
     if vectors is None:
         return lifted
-    return torch.cat([lifted, (vectors @ orientations.mT).mT], dim=-1)
+    # no product of matrices, which TF32 would round
+    return torch.cat([lifted, (vectors[:, None] * orientations[..., None, :]).sum(-1)], dim=-1)
 
 
 def readout(features: Tensor, orientations: Tensor, num_scalars: int) -> tuple[Tensor, Tensor]:
@@ -58,4 +59,4 @@ def readout(features: Tensor, orientations: Tensor, num_scalars: int) -> tuple[T
     """
     sizes = [num_scalars, features.shape[-1] - num_scalars]
     scalars, vectors = features.split(sizes, dim=-1)
-    return scalars.mean(-2), vectors.mT @ orientations / orientations.shape[-2]
+    return scalars.mean(-2), (vectors[..., None] * orientations[..., None, :]).mean(-3)

@@ -75,7 +75,7 @@ def bundle_geometry(inputs: GraphInputs, grid: Tensor, radius: float | None) -> 
         seen = grid[: len(grid) // 2]  # what the others see is seen from the other end
     attributes = bi_invariants(relative[:, None], seen)
     features = lift(_scalars(inputs, grid.dtype), _vectors(inputs, grid.dtype), grid)
-    fiber_attributes = (grid @ grid.mT)[..., None]
+    fiber_attributes = (grid[:, None] * grid).sum(-1, keepdim=True)  # a product of matrices could round to TF32
     attributes = _conditioned(attributes, inputs, edges.receivers)
     return Geometry(features, edges, attributes, _window(relative, radius), fiber_attributes, grid, None)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_weights.errors import check_choice, check_number
 from lightning_weights.functional.ponita import orientation_grid, random_rotations, readout
+from lightning_weights.functional.rotated import rotated
 from lightning_weights.modules.ponita.block import PonitaBlock
 from lightning_weights.modules.ponita.calibration import calibrating
 from lightning_weights.modules.ponita.geometry import (
@@ -27,7 +28,7 @@ from lightning_weights.modules.ponita.kernel_basis import KernelBasis
 from lightning_weights.modules.ponita.separable_fiber_conv import SeparableFiberConv
 
 ATTRIBUTES = {"bundle": 2, "pointcloud": 3, "position": 1}  # numbers of invariants of a pair
-FEWEST_ORIENTATIONS = {2: 3, 3: 4}  # below, orientations don't span space, and vectors can't be written with them
+FEWEST_ORIENTATIONS = {2: 3, 3: 4}  # with fewer, vectors can't be written as means over orientations
 
 
 class PonitaOutput(NamedTuple):
@@ -133,18 +134,19 @@ class Ponita(nn.Module):
         _check_counts({**sizes, "num_orientations": num_orientations}, low=1)
         _check_choices(dim, pooling, mode, random_grid, radius)
         _check_convolutions(mode, separable, depthwise)
-        _check_features(mode, dim, num_orientations, in_scalars, in_vectors, out_scalars, out_vectors)
+        bundle = mode == "bundle"
+        with torch.device("cpu"):  # where values can be looked at, also if the network is made on the meta device
+            directions = orientation_grid(num_orientations, dim, grid) if bundle else torch.empty(0, dim)
+        _check_features(mode, grid, directions, in_scalars, in_vectors, out_scalars, out_vectors)
         self.in_scalars, self.in_vectors, self.conditioning_dim = in_scalars, in_vectors, conditioning_dim
         self.out_scalars, self.out_vectors, self.dim, self.radius = out_scalars, out_vectors, dim, radius
         self.mode, self.pooling, self.random_grid = mode, pooling, random_grid
-        self.separable, bundle = separable, mode == "bundle"
-        fibers = bundle and separable
-        directions = orientation_grid(num_orientations, dim, grid) if bundle else torch.empty(0, dim)
-        self.register_buffer("grid", directions.to(torch.get_default_dtype()))
+        self.separable, fibers = separable, bundle and separable
         attributes = ATTRIBUTES[mode] + bundle - fibers
         self.basis = KernelBasis(attributes + conditioning_dim, hidden_dim, basis_dim, degree)
         self.fiber_basis = KernelBasis(1, hidden_dim, basis_dim, degree) if fibers else None
         self.embedding = nn.Linear(in_scalars + conditioning_dim + in_vectors, hidden_dim, bias=False)
+        self.register_buffer("grid", directions.to(self.embedding.weight))
         convs = [SeparableFiberConv(hidden_dim, basis_dim, None, depthwise, fibers) for _ in range(num_layers)]
         self.blocks = nn.ModuleList(PonitaBlock(conv, widening_factor, layer_scale) for conv in convs)
         readouts = num_layers if multiple_readouts else 1
@@ -218,7 +220,7 @@ class Ponita(nn.Module):
             return pointcloud_geometry(inputs, dtype, self.radius)
         grid = self.grid.to(dtype)
         if self.random_grid == "always" or (self.random_grid == "train" and self.training):
-            grid = grid @ random_rotations(1, self.dim)[0].to(grid)
+            grid = rotated(grid, random_rotations(1, self.dim)[0].mT)
         return (bundle_geometry if self.separable else product_geometry)(inputs, grid, self.radius)
 
     def _output(self, features: Tensor, geometry: Geometry, inputs: GraphInputs) -> PonitaOutput:
@@ -271,7 +273,7 @@ def _check_convolutions(mode: str, separable: bool, depthwise: bool) -> None:
 
 
 def _check_features(
-    mode: str, dim: int, orientations: int, in_scalars: int, in_vectors: int, out_scalars: int, out_vectors: int
+    mode: str, grid: str, directions: Tensor, in_scalars: int, in_vectors: int, out_scalars: int, out_vectors: int
 ) -> None:
     if not (in_scalars or in_vectors) or not (out_scalars or out_vectors):
         raise ValueError(
@@ -283,7 +285,12 @@ def _check_features(
             f"in_vectors is {in_vectors} and out_vectors {out_vectors} in mode 'position'; allowed are none: positions "
             f"without orientations know no directions. Use mode='bundle' or 'pointcloud'"
         )
-    if mode == "bundle" and (in_vectors or out_vectors) and orientations < FEWEST_ORIENTATIONS[dim]:
-        raise ValueError(
-            f"num_orientations is {orientations}; vectors need at least {FEWEST_ORIENTATIONS[dim]} in {dim} dimensions"
-        )
+    if mode == "bundle" and (in_vectors or out_vectors):
+        count, dim = directions.shape
+        spanned = int(torch.linalg.matrix_rank(directions))
+        if count < FEWEST_ORIENTATIONS[dim] or spanned < dim:
+            raise ValueError(
+                f"num_orientations is {count} with grid={grid!r}, whose directions span {spanned} of {dim} dimensions; "
+                f"vectors need at least {FEWEST_ORIENTATIONS[dim]} that span them all: take more, such as 6, or set "
+                f"in_vectors and out_vectors to 0"
+            )

@@ -98,6 +98,22 @@ def test_lifting_at_own_orientations():
     assert lift(torch.ones(4, 2), None, looks).shape == (4, 1, 2)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_lifting_and_reading_out_round_no_products(own):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(5, 2, 3, generator=generator)
+    looks = orientation_grid(7).float()
+    looks = looks[:5, None] if own else looks
+    with torch.autocast("cpu", torch.bfloat16):
+        lifted = lift(torch.ones(5, 1), vectors, looks)
+        scalars, back = readout(lifted, looks, 1)
+    wide, wanted = looks.double().expand(5, -1, 3), vectors.double()
+    torch.testing.assert_close(lifted[..., 1:].double(), torch.einsum("ncd,nod->noc", wanted, wide), rtol=0, atol=1e-6)
+    moments = torch.einsum("nod,noe->nde", wide, wide) / wide.shape[1]
+    torch.testing.assert_close(back.double(), torch.einsum("nde,nce->ncd", moments, wanted), rtol=0, atol=1e-6)
+    assert torch.equal(scalars, torch.ones(5, 1))
+
+
 @pytest.mark.parametrize("dim", [2, 3, 4])
 def test_random_rotations_are_rotations_and_even(dim):
     rotations = random_rotations(4000, dim, generator=torch.Generator().manual_seed(0))

@@ -219,8 +219,9 @@ def test_state_dict_and_far_positions():
     [
         ({"mode": "position", "in_vectors": 0, "out_vectors": 1}, "know no directions"),
         ({"mode": "position", "in_vectors": 1}, "know no directions"),
-        ({"num_orientations": 3}, "vectors need at least 4 in 3 dimensions"),
-        ({"dim": 2, "num_orientations": 2}, "vectors need at least 3 in 2 dimensions"),
+        ({"num_orientations": 3}, "num_orientations is 3 .* vectors need at least 4"),
+        ({"dim": 2, "num_orientations": 2}, "num_orientations is 2 .* span 1 of 2 dimensions; vectors need at least 3"),
+        ({"grid": "antipodal", "num_orientations": 4}, "4 with grid='antipodal', .* span 2 of 3 .* such as 6"),
         ({"in_scalars": 0, "in_vectors": 0}, "at least one input and one output"),
         ({"radius": 0.0}, "radius is 0.0"),
         ({"degree": 0}, "degree is 0"),
@@ -235,6 +236,21 @@ def test_state_dict_and_far_positions():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         Ponita(**{"in_scalars": 1, "in_vectors": 1, "hidden_dim": 4, **options})
+
+
+def test_scalars_alone_go_with_orientations_in_one_plane():
+    assert Ponita(1, hidden_dim=4, grid="antipodal", num_orientations=4).grid.shape == (4, 3)
+
+
+@pytest.mark.parametrize("grid", ["fibonacci", "repulsion", "antipodal", "platonic"])
+def test_grids_are_on_the_device_of_the_weights(grid):
+    sizes = {"hidden_dim": 4, "num_layers": 1, "num_orientations": 6 + 2 * (grid == "platonic"), "grid": grid}
+    plain = Ponita(1, 1, **sizes)
+    with torch.device("meta"):
+        net = Ponita(1, 1, **sizes)
+    assert net.grid.is_meta
+    net.load_state_dict(plain.state_dict(), assign=True)
+    assert torch.equal(net.grid, plain.grid)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from tests.modules.ponita.graphs import graphs, network
 
 OPPOSITE = {
     "platonic": {"grid": "platonic"},
-    "antipodal": {"grid": "antipodal", "num_orientations": 4},
+    "antipodal": {"grid": "antipodal", "num_orientations": 8},
     "plane": {"dim": 2},
     "radius": {"grid": "platonic", "radius": 1.5},
     "turned": {"grid": "platonic", "random_grid": "always"},
