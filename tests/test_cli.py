@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 MODELS = (
     *("CausalLM", "CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier", "SWSDistillation"),
     *("PonitaClassifier", "PonitaDiffusion", "PonitaDynamics", "PonitaPotential", "PonitaRegressor"),
+    *("FunctionalMemory", "MultiObjectiveRL", "PerSampleLM"),
 )
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 BASE = {

@@ -4,12 +4,16 @@ from lightning_weights.callbacks.bone import BoneFinetuning
 from lightning_weights.callbacks.calibrate_on_first_batch import CalibrateOnFirstBatch
 from lightning_weights.callbacks.classp import CLASSPPhases
 from lightning_weights.callbacks.compensation_quantization import CompensationQuantization
+from lightning_weights.callbacks.condition_shuffle_probe import ConditionShuffleProbe
 from lightning_weights.callbacks.confidence_guided_annealing import ConfidenceGuidedAnnealing
 from lightning_weights.callbacks.exact_resume import ExactResume
 from lightning_weights.callbacks.finetune_pruned import FinetunePruned
 from lightning_weights.callbacks.foem import FOEM
+from lightning_weights.callbacks.glow import GLOW
+from lightning_weights.callbacks.gradient_reward_weights import GradientRewardWeights
 from lightning_weights.callbacks.gradnorm_lorp import GradNormLoRP
 from lightning_weights.callbacks.hardware_synapses import HardwareSynapses
+from lightning_weights.callbacks.hypervolume_meta_reward import HypervolumeMetaReward
 from lightning_weights.callbacks.ibp_warmup import IBPWarmup
 from lightning_weights.callbacks.learngene_sws import LearngeneInit
 from lightning_weights.callbacks.lift import LIFTFinetuning
@@ -26,6 +30,7 @@ from lightning_weights.callbacks.weight_compander import WeightCompander
 
 __all__ = [
     "FOEM",
+    "GLOW",
     "GPTAQ",
     "GPTQ",
     "OFQ",
@@ -34,11 +39,14 @@ __all__ = [
     "CLASSPPhases",
     "CalibrateOnFirstBatch",
     "CompensationQuantization",
+    "ConditionShuffleProbe",
     "ConfidenceGuidedAnnealing",
     "ExactResume",
     "FinetunePruned",
     "GradNormLoRP",
+    "GradientRewardWeights",
     "HardwareSynapses",
+    "HypervolumeMetaReward",
     "IBPWarmup",
     "LIFTFinetuning",
     "LearngeneInit",

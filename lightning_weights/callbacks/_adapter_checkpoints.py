@@ -1,6 +1,5 @@
 """Checkpoints that hold an adapter and leave the frozen network out."""
 
-import hashlib
 from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
@@ -10,12 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-SAMPLES = 256  # entries of each parameter that a fingerprint looks at
-
-
-def plain_name(name: str) -> str:
-    """Return the name of a module or tensor as the user wrote it, without what torch.compile puts into it."""
-    return name.replace("_orig_mod.", "")
+from lightning_weights.functional.fingerprint import plain_name
 
 
 def frozen_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -93,28 +87,6 @@ def check_when_loading(pl_module: LightningModule, check: Callable[[dict[str, An
 def _check_then_load(check: Callable[[Any], None], load: Callable[[Any], None], checkpoint: dict[str, Any]) -> None:
     check(checkpoint)
     load(checkpoint)
-
-
-@torch.no_grad()
-def fingerprint(parameters: dict[str, Tensor]) -> str:
-    """Return a short text that tells networks apart, from names, shapes and some entries of every parameter.
-
-    The entries are rounded to bfloat16, so that a network of that type counts as the same; one in fp16 does not.
-    Parameters without values (on the meta device) give an empty text, which says nothing.
-
-    Args:
-        parameters: Parameters by name.
-    """
-    digest = hashlib.sha256()
-    for name, param in sorted(parameters.items()):
-        whole: Tensor = param.full_tensor() if hasattr(param, "full_tensor") else param
-        if whole.is_meta:
-            return ""
-        entries = whole.reshape(-1)
-        some = entries[:: max(1, len(entries) // SAMPLES)][:SAMPLES]
-        digest.update(f"{plain_name(name)}{tuple(whole.shape)}".encode())
-        digest.update(some.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def check_base(saved: dict[str, Any], here: str) -> None:

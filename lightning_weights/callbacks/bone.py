@@ -14,7 +14,6 @@ from lightning_weights.callbacks._adapter_checkpoints import (
     check_base,
     check_when_loading,
     drop_frozen,
-    fingerprint,
     frozen_parameters,
     keep_frozen_when_loading,
     plain_name,
@@ -36,6 +35,7 @@ from lightning_weights.callbacks._replacement import saved_modules
 from lightning_weights.callbacks._targets import ALL_LINEAR, target_names
 from lightning_weights.errors import LightningWeightsWarning, check_choice, check_number, name_list
 from lightning_weights.functional.bone import VARIANTS, grid_sizes
+from lightning_weights.functional.fingerprint import fingerprint
 from lightning_weights.modules.bone_files import read_bone_adapter
 
 

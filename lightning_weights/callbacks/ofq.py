@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_weights.callbacks import _ofq_checks as checks
-from lightning_weights.callbacks._adapter_checkpoints import check_when_loading, fingerprint
+from lightning_weights.callbacks._adapter_checkpoints import check_when_loading
 from lightning_weights.callbacks._calibration import broadcast_scales, calibrate, first_batches, uncalibrated
 from lightning_weights.callbacks._distillation import Teacher, begin_to_teach, check_teacher, teacher_of
 from lightning_weights.callbacks._injection import check_trained, inject_when_built, release
@@ -18,6 +18,7 @@ from lightning_weights.callbacks._oscillation import Oscillation
 from lightning_weights.callbacks._real_steps import RealSteps
 from lightning_weights.callbacks.oscillation_tracker import OscillationTracker
 from lightning_weights.errors import check_choice, check_number, name_list
+from lightning_weights.functional.fingerprint import fingerprint
 from lightning_weights.modules import export_codes, fake_quantized, merge_quantized
 from lightning_weights.modules.fake_quantized import warn_about_zero_rows
 

@@ -3,19 +3,26 @@
 from lightning_weights.data.arithmetic import Arithmetic
 from lightning_weights.data.augmentation import FlipAndCrop
 from lightning_weights.data.causal_text import CausalText
+from lightning_weights.data.chain_of_thought import ChainOfThought
 from lightning_weights.data.cifar10 import CIFAR10
 from lightning_weights.data.class_incremental import ClassIncremental
 from lightning_weights.data.classification import BatchDataset, ClassificationData
+from lightning_weights.data.digit_edits import DigitEdits
+from lightning_weights.data.digit_sums import DigitSums
 from lightning_weights.data.digit_superpixels import DigitSuperpixels
 from lightning_weights.data.digits import Digits, PermutedDigits, SplitDigits
 from lightning_weights.data.exemplar_memory import ExemplarMemory
+from lightning_weights.data.indexed_dataset import CollateWithIds, IndexedDataset
 from lightning_weights.data.mnist import MNIST
 from lightning_weights.data.mnist1d import MNIST1D
 from lightning_weights.data.molecule_energies import MoleculeEnergies
 from lightning_weights.data.n_body import NBody
 from lightning_weights.data.qm9 import QM9
 from lightning_weights.data.rmd17 import RMD17
+from lightning_weights.data.styled_sentences import StyledSentences
+from lightning_weights.data.symbol_tokenizer import SymbolTokenizer
 from lightning_weights.data.tiny_image_net import TinyImageNet
+from lightning_weights.data.word_problems import WordProblems
 
 __all__ = [
     "CIFAR10",
@@ -26,15 +33,23 @@ __all__ = [
     "Arithmetic",
     "BatchDataset",
     "CausalText",
+    "ChainOfThought",
     "ClassIncremental",
     "ClassificationData",
+    "CollateWithIds",
+    "DigitEdits",
+    "DigitSums",
     "DigitSuperpixels",
     "Digits",
     "ExemplarMemory",
     "FlipAndCrop",
+    "IndexedDataset",
     "MoleculeEnergies",
     "NBody",
     "PermutedDigits",
     "SplitDigits",
+    "StyledSentences",
+    "SymbolTokenizer",
     "TinyImageNet",
+    "WordProblems",
 ]

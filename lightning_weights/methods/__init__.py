@@ -2,7 +2,7 @@
 
 import textwrap
 
-from lightning_weights.methods import classifiers, equivariance, few_bits, fine_tuning, sizes
+from lightning_weights.methods import classifiers, equivariance, few_bits, fine_tuning, post_training, sizes
 from lightning_weights.methods.card import MethodCard
 
 __all__ = ["METHODS", "MethodCard", "describe_methods"]
@@ -13,6 +13,7 @@ METHODS: tuple[MethodCard, ...] = (
     *few_bits.CARDS,
     *equivariance.CARDS,
     *sizes.CARDS,
+    *post_training.CARDS,
 )
 
 

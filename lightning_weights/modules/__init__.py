@@ -1,5 +1,7 @@
 """Networks, layers and LightningModules."""
 
+from lightning_weights.modules.adapted_backbone import AdaptedBackbone
+from lightning_weights.modules.adapted_layers import adapt_layers, plain_layers
 from lightning_weights.modules.attention_layouts import (
     QuantizedMultiheadAttention,
     QuantizedViTAttention,
@@ -37,6 +39,10 @@ from lightning_weights.modules.fake_quant_attention import FakeQuantAttention
 from lightning_weights.modules.fake_quant_conv import FakeQuantConv2d
 from lightning_weights.modules.fake_quant_linear import FakeQuantLinear
 from lightning_weights.modules.fake_quantized import FakeQuantized, fake_quantized, warn_about_zero_rows
+from lightning_weights.modules.functional_memory import FunctionalMemory
+from lightning_weights.modules.generated_linear import GeneratedLinear, inject, keep_injected, samples_of_rows
+from lightning_weights.modules.generated_lora import GeneratedLoRA
+from lightning_weights.modules.glow_loss import GLOWLoss, GLOWStep
 from lightning_weights.modules.gptq_files import read_gptq, write_gptq
 from lightning_weights.modules.gradnorm_lorp import GradNormLoRPLinear
 from lightning_weights.modules.growing import (
@@ -47,20 +53,27 @@ from lightning_weights.modules.growing import (
     mixture_parts,
     set_mode,
 )
+from lightning_weights.modules.gru_language_model import GRULanguageModel, LanguageModelOutput
 from lightning_weights.modules.hard_concrete_gate import HardConcreteGate
 from lightning_weights.modules.incremental_linear import IncrementalLinear
 from lightning_weights.modules.input_box import InputBox
 from lightning_weights.modules.input_quantizer import InputQuantizer
 from lightning_weights.modules.kd_loss import KDLoss
+from lightning_weights.modules.language_model import language_model
 from lightning_weights.modules.learngene import Learngene, extract_learngene
 from lightning_weights.modules.learngene_expansion import expand
+from lightning_weights.modules.lora_files import export_lora
+from lightning_weights.modules.lora_targets import LayerTargets, find_targets
+from lightning_weights.modules.lora_tokenizer import ExpertGroup, LoRATokenizer
 from lightning_weights.modules.lsq_quantizer import LSQQuantizer, calibrating
 from lightning_weights.modules.mixture_batch_norm import MixtureBatchNorm1d, MixtureBatchNorm2d
 from lightning_weights.modules.mixture_conv import MixtureConv1d, MixtureConv2d
 from lightning_weights.modules.mixture_linear import MixtureLinear
 from lightning_weights.modules.mixturize import materialize, mixturize
 from lightning_weights.modules.mlp import MLP
+from lightning_weights.modules.multi_objective_rl import MultiObjectiveRL
 from lightning_weights.modules.parametrized import find_parametrizations
+from lightning_weights.modules.per_sample_lm import PerSampleLM
 from lightning_weights.modules.permanent_pruning import make_pruning_permanent
 from lightning_weights.modules.ponita import (
     GraphInputs,
@@ -95,6 +108,9 @@ from lightning_weights.modules.quantization import (
 )
 from lightning_weights.modules.quantized_export import export_codes, merge_quantized
 from lightning_weights.modules.quantized_linear import QuantizedLinear
+from lightning_weights.modules.residual_mlp import ResidualBlock, ResidualMLP
+from lightning_weights.modules.reward_weighting import RewardWeighting
+from lightning_weights.modules.rewards import AccuracyReward, BrevityReward, ClarityReward
 from lightning_weights.modules.robust_classifier import RobustClassifier
 from lightning_weights.modules.score_mask import ScoreMask, refresh_masks
 from lightning_weights.modules.share_stages import share_stages
@@ -105,21 +121,27 @@ from lightning_weights.modules.synapse_conv import SynapseConv2d
 from lightning_weights.modules.synapse_linear import SynapseLinear
 from lightning_weights.modules.synapse_settings import SynapseSettings
 from lightning_weights.modules.template_bank import TemplateBank
+from lightning_weights.modules.text_encoder import TextEncoder
 from lightning_weights.modules.trades_loss import TradesLoss
 from lightning_weights.modules.vision_transformer import CompactViT, SelfAttention, TransformerBlock
+from lightning_weights.modules.weight_generator import WeightGenerator
 from lightning_weights.modules.wide_resnet import WideResNet
 
 __all__ = [
     "CNN7",
     "MLP",
+    "AccuracyReward",
+    "AdaptedBackbone",
     "BetaChoice",
     "BoneAdapter",
     "BoneLinear",
+    "BrevityReward",
     "CausalLM",
     "CertifiedClassifier",
     "CertifiedLoss",
     "CertifiedLossOutput",
     "Certifier",
+    "ClarityReward",
     "ClassIncrementalModule",
     "Classifier",
     "CompactViT",
@@ -130,10 +152,17 @@ __all__ = [
     "DiffusionSamples",
     "EnergyForces",
     "EpsilonSchedule",
+    "ExpertGroup",
     "FakeQuantAttention",
     "FakeQuantConv2d",
     "FakeQuantLinear",
     "FakeQuantized",
+    "FunctionalMemory",
+    "GLOWLoss",
+    "GLOWStep",
+    "GRULanguageModel",
+    "GeneratedLinear",
+    "GeneratedLoRA",
     "GradNormLoRPLinear",
     "GraphInputs",
     "HardConcreteGate",
@@ -143,13 +172,18 @@ __all__ = [
     "KDLoss",
     "KernelBasis",
     "LSQQuantizer",
+    "LanguageModelOutput",
     "LayerReport",
+    "LayerTargets",
     "Learngene",
+    "LoRATokenizer",
     "MixtureBatchNorm1d",
     "MixtureBatchNorm2d",
     "MixtureConv1d",
     "MixtureConv2d",
     "MixtureLinear",
+    "MultiObjectiveRL",
+    "PerSampleLM",
     "Ponita",
     "PonitaBlock",
     "PonitaClassifier",
@@ -164,6 +198,9 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedMultiheadAttention",
     "QuantizedViTAttention",
+    "ResidualBlock",
+    "ResidualMLP",
+    "RewardWeighting",
     "RobustClassifier",
     "SWSDistillation",
     "ScoreMask",
@@ -175,10 +212,13 @@ __all__ = [
     "SynapseLinear",
     "SynapseSettings",
     "TemplateBank",
+    "TextEncoder",
     "TradesLoss",
     "TransformerBlock",
     "WarmupCosine",
+    "WeightGenerator",
     "WideResNet",
+    "adapt_layers",
     "attention_obstacle",
     "behind_gelu",
     "bone_adapter_of",
@@ -187,13 +227,18 @@ __all__ = [
     "copy_templates",
     "expand",
     "export_codes",
+    "export_lora",
     "extract_learngene",
     "fake_quantized",
     "find_parametrizations",
+    "find_targets",
     "graph_inputs",
     "grow",
     "idle_parameters",
+    "inject",
     "is_attention",
+    "keep_injected",
+    "language_model",
     "linear_decay_groups",
     "make_pruning_permanent",
     "make_room",
@@ -203,12 +248,14 @@ __all__ = [
     "mixture_param_groups",
     "mixture_parts",
     "mixturize",
+    "plain_layers",
     "plain_state_dict",
     "quantize",
     "quantize_attention",
     "read_bone_adapter",
     "read_gptq",
     "refresh_masks",
+    "samples_of_rows",
     "set_mode",
     "share_stages",
     "sweep_beta",

