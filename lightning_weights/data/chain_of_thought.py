@@ -51,7 +51,7 @@ class ChainOfThought(TokenData):
     ``sample_id``, (N,), the number of each trajectory.
 
     Args:
-        operands: Numbers in a problem, at least 2.
+        operands: Numbers in a problem, from 2 to 11.
         modulus: Sums are taken modulo this; 100 gives plain sums.
         skew: How rare large digits are in training and validation; 0: as frequent as small ones.
         train_size: Training trajectories.
