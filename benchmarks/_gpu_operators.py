@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from lightning_weights.kernels import Cost
+from lightning_weights.kernels.apply_signature import apply_signature
+from lightning_weights.kernels.apply_signature import cost as signature_costs
 from lightning_weights.kernels.block_affine import block_affine
 from lightning_weights.kernels.block_affine import cost as block_costs
 from lightning_weights.kernels.classp_step import classp_step
 from lightning_weights.kernels.classp_step import cost as classp_costs
 from lightning_weights.kernels.compand import compand
 from lightning_weights.kernels.compand import cost as compand_costs
+from lightning_weights.kernels.coordinate_descent import coordinate_descent
 from lightning_weights.kernels.distillation_loss import cost as distillation_costs
 from lightning_weights.kernels.distillation_loss import distillation_loss
 from lightning_weights.kernels.fiber_conv import cost as fiber_costs
@@ -23,6 +26,8 @@ from lightning_weights.kernels.interval_affine import cost as interval_costs
 from lightning_weights.kernels.interval_affine import interval_affine
 from lightning_weights.kernels.mix_templates import cost as mix_costs
 from lightning_weights.kernels.mix_templates import mix_templates
+from lightning_weights.kernels.nowcast import cost as nowcast_costs
+from lightning_weights.kernels.nowcast import nowcast, parameter_count
 from lightning_weights.kernels.per_sample_lora import cost as lora_costs
 from lightning_weights.kernels.per_sample_lora import per_sample_lora
 from lightning_weights.kernels.policy_loss import cost as policy_costs
@@ -101,6 +106,8 @@ def weights() -> dict[str, Work]:
     keep = torch.rand(SIDE, device=GPU).requires_grad_()
     i, j, known = random(SIDE, 64), random(64, SIDE), torch.rand(SIDE, device=GPU) * SIDE
     sets = [random(2, SIDE // 2, SIDE // 2, grad=True) for _ in range(2)]
+    codes = [[torch.randint(256, (SIDE * SIDE // 2,), device=GPU, dtype=torch.uint8)] for _ in range(3)]
+    patch = torch.empty(square, device=GPU), codes, torch.zeros(3, 1, device=GPU), torch.ones(3, 1, device=GPU)
     mixed = there_and_back(
         lambda *t: mix_templates(t[:2], t[2], (0, 1, 0, 1), 2), *sets, random(4, 2, grad=True), like=square
     )
@@ -117,6 +124,10 @@ def weights() -> dict[str, Work]:
         "transformed_l1": Work(
             there_and_back(lambda *t: transformed_l1(*t, precision=1e-3, l0=1e-4, a=1.0), w, keep, like=(SIDE,)),
             (tl1_costs.cost(*square), tl1_costs.cost(*square, backward=True)),
+        ),
+        "apply_signature, 3 of 4 bits": Work(
+            lambda: apply_signature([patch[0]], [w.detach()], *patch[1:], scales=[0.5] * 3, bits=[4] * 3),
+            (signature_costs.cost([SIDE * SIDE], [4] * 3),),
         ),
         "statsq": Work(lambda: statsq(w.detach(), 4), (statsq_costs.cost(*square),)),
         "weight_norm_rows, rank 64": Work(
@@ -146,6 +157,13 @@ def activations() -> dict[str, Work]:
         found = interval_affine(centre, radius, weight, scale=scale, shift=shift, relu=True)
         return torch.autograd.grad(found.center.sum() + found.radius.sum(), (centre, weight))
 
+    features, own = random(33, INNER, 64), torch.arange(231, device=GPU) // 7
+    grams, l1 = features.mT @ features / INNER, torch.full((231, 1), 1e-3, device=GPU)
+
+    def sweeps() -> object:
+        moments, power = grams[:, 0].contiguous(), torch.ones(33, device=GPU)
+        return coordinate_descent(grams, moments, own, l1, l1, power, tolerance=0.0, max_sweeps=100)
+
     graphs, points, orientations, channels, basis = 16, 20, 16, 128, 256
     ends = torch.arange(graphs * points, device=GPU).view(graphs, points)
     senders, receivers = (
@@ -155,6 +173,7 @@ def activations() -> dict[str, Work]:
     edges, nodes = sort_edges(torch.stack([senders, receivers]), graphs * points), graphs * points
     shapes = ((nodes, orientations, channels), (nodes * points, orientations, basis), (channels, basis))
     leaves = [random(*shape, grad=True) for shape in (*shapes, (orientations, orientations, channels), (channels,))]
+    history, known = random(INNER * INNER, 5), random(parameter_count(5)).mul_(0.1)
     return {
         "distillation_loss, bf16": Work(
             lambda: torch.autograd.grad(distillation_loss(student, teacher, labels, weight=0.5), student),
@@ -165,6 +184,8 @@ def activations() -> dict[str, Work]:
             there_and_back(lambda *t: fiber_conv(*t, edges=edges), *leaves, like=shapes[0]),
             fiber_costs.cost(nodes, nodes * points, orientations, channels, basis),
         ),
+        "coordinate_descent, 100 sweeps": Work(sweeps),
+        "nowcast, 3 times": Work(lambda: nowcast(history, known, 3), (nowcast_costs.cost(INNER * INNER, 5, 3),)),
     }
 
 

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lightning_weights.functional.whole_files import replacing_file
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as file:
+    with replacing_file(path) as file:
         file.write_text(text.getvalue(), "utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``path`` when all is written, so that no file is ever half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    yield part
-    os.replace(part, path)

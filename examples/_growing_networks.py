@@ -1,10 +1,8 @@
 """What the example of growing networks shares: data, training, counted operations, and other ways to grow."""
 
-import os
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +18,6 @@ from lightning_weights.modules import Classifier, PooledConvNet1d, mixture_parts
 from lightning_weights.modules.mixture_layer import MixtureLayer
 
 BATCH, DECAY, NOISE = 100, 5e-4, 0.01
-
-
-def save_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Write a file whole, of which another process may be writing its own: the last one stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    save(part)
-    os.replace(part, path)
 
 
 @cache

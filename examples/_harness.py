@@ -29,11 +29,12 @@ from threading import Thread
 from typing import Any
 
 import torch
-from _files import Run, read_runs, replacing, write_csv, write_runs
+from _files import Run, read_runs, write_csv, write_runs
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_weights.errors import MissingDependencyError
+from lightning_weights.functional.whole_files import replacing_file
 
 try:
     from rich import box, progress
@@ -258,7 +259,7 @@ def conclude(
         console.print(table)
         for part in (*notes, checks, f"{claim}: {verdict} at this scale"):
             console.print(part, end="\n\n", markup=False, highlight=False, soft_wrap=True)
-    with replacing(out / "report.md") as file:
+    with replacing_file(out / "report.md") as file:
         file.write_text("\n".join(line.rstrip() for line in text.getvalue().strip().split("\n")) + "\n", "utf-8")
     print("files:", *sorted(str(path) for path in out.glob("[!.]*.*")))
     return holds

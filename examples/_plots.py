@@ -7,10 +7,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from _files import replacing
 from _harness import Results
 
 from lightning_weights.errors import MissingDependencyError
+from lightning_weights.functional.whole_files import replacing_file
 
 try:
     import matplotlib
@@ -43,7 +43,7 @@ def plot(path: Path, widths: Sequence[float] = (4.5,), height: float = 3.4) -> I
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(sum(widths), height), layout="constrained")
         yield figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
-        with replacing(path) as file:
+        with replacing_file(path) as file:
             figure.savefig(file, format="png")
 
 

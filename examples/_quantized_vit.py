@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _files import replacing
 from _harness import quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lightning_weights.data import Digits
 from lightning_weights.errors import MissingDependencyError
 from lightning_weights.functional.ofq import start_oscillation, update_oscillation
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import Classifier, CompactViT, KDLoss, fake_quantized
 
 EPOCHS, BATCH, DECAY, TEST_IMAGES = 25, 64, 0.05, 500
@@ -35,7 +35,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     """Return what a file holds, or make it and keep it: several methods go on from the same weights."""
     if not path.exists():
         made = make()
-        with replacing(path) as file:
+        with replacing_file(path) as file:
             torch.save(made, file)
     return torch.load(path, weights_only=True)
 

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from _files import replacing
 from _harness import hush
 from _smollm2 import SOURCE, installed
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -15,6 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning_weights.callbacks import GradientRewardWeights
 from lightning_weights.data import WordProblems
 from lightning_weights.errors import MissingDependencyError
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import AccuracyReward, BrevityReward, ClarityReward, MultiObjectiveRL
 
 STEPS, SAMPLES, PROMPTS, GROUP, ASKED, LR = 10, 4, 4, 4, 64, 3e-5
@@ -100,6 +100,6 @@ def report_smollm2(out: Path, steps: int = STEPS) -> None:
     for prompt, before, after in zip(prompts, *answers, strict=True):
         question = prompt.strip().split("\n")[-1]
         lines += [f"**{question}**", "", f"- before: {before.strip()}", f"- after: {after.strip()}", ""]
-    with replacing(out / "smollm2.md") as file:
+    with replacing_file(out / "smollm2.md") as file:
         file.write_text("\n".join(lines), "utf-8")
     print("\n".join(lines))

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _files import replacing
 from _grid import tune
 from _harness import Column, Estimate, Results, Settings, arguments, conclude, quiet_trainer, run_all
 from _hy_wu_smollm2 import report_smollm2
@@ -38,6 +37,7 @@ from lightning_weights.callbacks.condition_shuffle_probe import probe, task_grad
 from lightning_weights.data import DigitEdits
 from lightning_weights.data.digit_edits import EDITS, WIDTH, edited, instructions
 from lightning_weights.functional.hy_wu import cosine_matrix
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import FunctionalMemory, ResidualMLP, WeightGenerator
 
 STEPS, PRETRAINING, BATCH, RANK, WIDE = 1200, 800, 64, 4, 76
@@ -257,7 +257,7 @@ def main() -> None:
     if options.tune:
         best = tune({name: {"lr": RATES} for name in METHODS}, TUNING_SEEDS, run, options.out, best="score", **shared)
         rates = {name: found["lr"] for name, found in best.items()}
-        with replacing(options.out / "rates.json") as file:
+        with replacing_file(options.out / "rates.json") as file:
             file.write_text(json.dumps(rates), "utf-8")
     methods = {name: {"method": name, "lr": rate} for name, rate in rates.items()}
     results = run_all(methods, range(options.seeds), run, options.out, watch="inside", **shared)

@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from _grid import tune
-from _growing_networks import BATCH, GROW, Track, accuracy, batches, classifier, operations, save_whole, signals, train
+from _growing_networks import BATCH, GROW, Track, accuracy, batches, classifier, operations, signals, train
 from _harness import Column, Results, Settings, arguments, conclude, quiet_trainer, run_all
 from _plots import looks, plot
 from lightning.pytorch import Callback
 
 from lightning_weights.callbacks import ExactResume, MixtureGrowth
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import PooledConvNet1d, mixturize, set_mode
 
 WIDTH = 16
@@ -90,7 +91,8 @@ class KeepMembers(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.current_epoch + 1 == self.epochs:
-            save_whole(self.path, trainer.save_checkpoint)
+            with replacing_file(self.path) as path:
+                trainer.save_checkpoint(path)
             trainer.should_stop = True
 
 
@@ -126,7 +128,8 @@ def widen(settings: Settings, seed: int, folder: Path, plan: Plan) -> dict[str, 
     half, full = PooledConvNet1d(width=plan.width // 2), plan.whole()
     if not path.exists():
         train(half, settings["lr"], 2 * plan.epochs, plan.samples, seed, start=2 * plan.epochs)
-        save_whole(path, partial(torch.save, half.state_dict()))
+        with replacing_file(path) as part:
+            torch.save(half.state_dict(), part)
     half.load_state_dict(torch.load(path, weights_only=True))
     steps = operations(half), operations(full)
     if "grow" not in settings:

@@ -12,12 +12,16 @@ def main(args: list[str] | None = None) -> None:
     """
     command, *rest = (sys.argv[1:] if args is None else args) or [""]
     if command == "methods":
-        _expect_no_arguments(command, "List the methods and what was measured.", rest)
         from lightning_weights.methods import describe_methods
 
-        print(describe_methods())
+        parser = _parser(command, "List the methods and what was measured.")
+        parser.add_argument("keys", nargs="*", metavar="key", help="of a method, such as classp; all by default")
+        try:
+            print(describe_methods(parser.parse_args(rest).keys))
+        except ValueError as error:
+            parser.error(str(error))
     elif command == "doctor":
-        _expect_no_arguments(command, "Tell which kernels run on this machine.", rest)
+        _parser(command, "Tell which kernels run on this machine.").parse_args(rest)
         from lightning_weights.doctor import examine
 
         for part in examine():
@@ -28,8 +32,8 @@ def main(args: list[str] | None = None) -> None:
         run(args)
 
 
-def _expect_no_arguments(command: str, description: str, rest: list[str]) -> None:
-    argparse.ArgumentParser(prog=f"lightning-weights {command}", description=description).parse_args(rest)
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"lightning-weights {command}", description=description)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 # Imported for their classes: jsonargparse finds a subclass by its bare name once its module is loaded.
 from lightning_weights import callbacks, data, metrics, modules, optimizers, strategies  # noqa: F401
 from lightning_weights.data import ClassificationData
-from lightning_weights.runners import IncrementalRunner, QuantizationRunner
-from lightning_weights.runners.incremental import replace_file
+from lightning_weights.functional.whole_files import replacing_file
+from lightning_weights.runners import IncrementalRunner, QuantizationRunner, StackingRunner
 
 DESCRIPTION = """Train any LightningModule with the methods of lightning-weights.
 
 Two more commands:  lightning-weights methods  lists the methods and what was measured,
 lightning-weights doctor  tells which kernels run on this machine."""
 
-# Results of `increments` and `quantize` are the same whatever these are.
+# Results of `increments`, `quantize` and `stack` are the same whatever these are.
 WITHOUT_EFFECT = {"folder", "compare"} | {
     f"trainer.{name}"
     for name in (
@@ -38,12 +38,13 @@ WITHOUT_EFFECT = {"folder", "compare"} | {
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with two commands more.
+    """LightningCLI with three commands more.
 
-    ``increments`` trains on groups of classes one after another, and ``quantize`` quantizes a network and measures it.
+    ``increments`` trains on groups of classes one after another, ``quantize`` quantizes a network and measures it, and
+    ``stack`` trains with several seeds, once per fold, and combines the models.
     """
 
-    runner: IncrementalRunner | QuantizationRunner
+    runner: IncrementalRunner | QuantizationRunner | StackingRunner
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -51,13 +52,15 @@ class CommandLine(LightningCLI):
         self._add_runner(parser, "increments", about, IncrementalRunner)
         about = "Quantizes a trained network, and evaluates it before and after."
         self._add_runner(parser, "quantize", about, QuantizationRunner)
+        about = "Trains with several seeds, once per fold, and combines the models by regularized stacking."
+        self._add_runner(parser, "stack", about, StackingRunner)
 
     def _add_runner(self, parser: LightningArgumentParser, name: str, about: str, runner: type[Any]) -> None:
         command = self.init_parser(description=about)
         self.add_default_arguments_to_parser(command)
         # without an optimizer: LightningCLI would make a single one, and every fit needs its own
         self.add_core_arguments_to_parser(command)
-        given = {"trainer", "trainer_kwargs", "module", "datamodule", "seed"}
+        given = {"trainer", "trainer_kwargs", "module", "datamodule", "seed", "make_module", "data"}
         given &= set(inspect.signature(runner).parameters)
         command.add_class_arguments(runner, as_group=False, skip=given, instantiate=False)
         self._subcommand_parsers[name] = command
@@ -68,6 +71,8 @@ class CommandLine(LightningCLI):
             self._run_increments()
         elif subcommand == "quantize":
             self._run_quantize()
+        elif subcommand == "stack":
+            self._run_stack()
         else:
             super()._run_subcommand(subcommand)
 
@@ -80,10 +85,29 @@ class CommandLine(LightningCLI):
             self._keep_config(Path(folder, "config.yaml"))
         self.runner.run()
 
-    def _run_increments(self) -> None:
+    def _run_stack(self) -> None:
+        names = ("folder", "seeds", "n_folds", "fold_seed", "stage", "weights", "test")
+        given = {name: self._get(self.config, name) for name in names}
+        stacking = self._get(self.config_init, "stacking")
+        options = self._trainer_kwargs()
+        # every fold would write its file, and the runner has one per fold
+        options["callbacks"] = [part for part in options["callbacks"] if not isinstance(part, callbacks.CollectOOF)]
+        self._keep_config(Path(given["folder"], "config.yaml"))
+        self.runner = StackingRunner(self._new_model, self.datamodule, options, **given, stacking=stacking)
+        self.runner.run()
+
+    def _new_model(self) -> LightningModule:
+        """Return the model of the config, made anew."""
+        return self._get(self._parser(self.subcommand).instantiate_classes(self.config[self.subcommand]), "model")
+
+    def _trainer_kwargs(self) -> dict[str, Any]:
         options = dict(self._get(self.config_init, "trainer"))
         given = options["callbacks"] or []
         options["callbacks"] = [callback for callback in given if not isinstance(callback, SaveConfigCallback)]
+        return options
+
+    def _run_increments(self) -> None:
+        options = self._trainer_kwargs()
         folder = self._get(self.config, "folder")
         seed = self._get(self.config, "seed_everything") or 0
         self.runner = IncrementalRunner(options, self.model, self.datamodule, folder, seed)
@@ -104,7 +128,8 @@ class CommandLine(LightningCLI):
                     f"give another --folder, or remove this one"
                 )
         if rank_zero_only.rank == 0:
-            replace_file(path, text.encode())
+            with replacing_file(path) as part:
+                part.write_text(text, "utf-8")
 
 
 def _settings(text: str) -> dict[str, Any]:
@@ -141,6 +166,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
         $ lightning-weights fit --optimizer.help CLASSP
         $ lightning-weights increments --config configs/weight_align.yaml
         $ lightning-weights quantize --config configs/rescomp.yaml
+        $ lightning-weights stack --config configs/regularized_stacking.yaml
         ```
     """
     set_parsing_settings(add_print_completion_argument=True)

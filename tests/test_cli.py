@@ -23,7 +23,8 @@ REPOSITORY = Path(__file__).parents[1]
 MODELS = (
     *("CausalLM", "CertifiedClassifier", "ClassIncrementalModule", "Classifier", "RobustClassifier", "SWSDistillation"),
     *("PonitaClassifier", "PonitaDiffusion", "PonitaDynamics", "PonitaPotential", "PonitaRegressor"),
-    *("FunctionalMemory", "MultiObjectiveRL", "PerSampleLM"),
+    *("FunctionalMemory", "KNOWNMeta", "MultiObjectiveRL", "PerSampleLM"),
+    *("Regressor", "StackingEnsemble"),
 )
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 BASE = {

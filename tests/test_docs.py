@@ -105,7 +105,7 @@ def test_commands_and_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"(?:`|\$ |&& )make ([a-z]+)", text)) <= set(targets)
-    commands = {"fit", "increments", "quantize", "methods", "doctor"}
+    commands = {"fit", "increments", "quantize", "stack", "methods", "doctor"}
     assert set(re.findall(r"\$ lightning-weights ([a-z]+)", text)) <= commands
     for name in re.findall(r"(?:configs|examples|benchmarks)/[\w/]+\.(?:yaml|py)", text):
         assert (ROOT / name).exists(), name

@@ -153,13 +153,18 @@ def test_every_room_of_the_package_has_a_rank():
     assert rooms - {"py.typed", "__pycache__"} <= RANKS.keys()
 
 
+def only_names(path: Path) -> bool:
+    """Whether a file does nothing but say where names come from, as the `__init__` of a folder of many parts."""
+    return all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in ast.parse(path.read_text()).body)
+
+
 def test_files_stay_small():
     long = []
     for folder, limit in LINES.items():
         for path in (REPOSITORY / folder).rglob("*.py"):
             inner = [limit for name, limit in LINES.items() if path.is_relative_to(REPOSITORY / name)]
             lines = len(path.read_text().splitlines())
-            if lines > min(inner):
+            if lines > min(inner) and not only_names(path):
                 long.append(f"{path.relative_to(REPOSITORY)} has {lines} lines, allowed are {min(inner)}")
     assert not sorted(set(long))
 

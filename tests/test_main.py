@@ -32,6 +32,19 @@ def test_methods_prints_the_cards(command):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+def test_methods_prints_the_cards_asked_for(command):
+    code, printed, error = command("methods", "glow", "classp")
+    assert (code, error) == (0, "")
+    assert [line for line in printed.splitlines() if line[:1].strip()] == ["glow", "classp"]
+    assert all(block in describe_methods() for block in printed.strip().split("\n\n"))
+
+
+def test_unknown_methods_are_named_beside_the_known_ones(command):
+    code, printed, error = command("methods", "clasp")
+    assert (code, printed) == (2, "")
+    assert "key is 'clasp'; allowed are 'classp', " in error
+
+
 def test_doctor_prints_every_part(command):
     code, printed, error = command("doctor")
     assert (code, error) == (0, "")
@@ -52,18 +65,20 @@ def test_doctor_prints_every_part(command):
 def test_help_is_given_instead_of_the_report(command, name, option):
     code, printed, error = command(name, option)
     assert (code, error) == (0, "")
-    assert printed.splitlines()[0] == f"usage: lightning-weights {name} [-h]"
+    assert printed.splitlines()[0] == f"usage: lightning-weights {name} [-h]{' [key ...]' * (name == 'methods')}"
     assert "Operators" not in printed
     assert METHODS[0].arxiv not in printed
 
 
-@pytest.mark.parametrize("name", ["methods", "doctor"])
-@pytest.mark.parametrize("surprise", ["classp", "--verbose"])
-def test_arguments_that_are_not_taken_are_named(command, name, surprise):
+@pytest.mark.parametrize(
+    ("name", "usage", "surprise"),
+    [("methods", " [key ...]", "--verbose"), ("doctor", "", "classp"), ("doctor", "", "--verbose")],
+)
+def test_arguments_that_are_not_taken_are_named(command, name, usage, surprise):
     code, printed, error = command(name, surprise)
     assert (code, printed) == (2, "")
     assert error.splitlines() == [
-        f"usage: lightning-weights {name} [-h]",
+        f"usage: lightning-weights {name} [-h]{usage}",
         f"lightning-weights {name}: error: unrecognized arguments: {surprise}",
     ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_weights.callbacks._adapter_checkpoints import plain_name
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.modules.bone import BoneLinear
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_weights.callbacks._adapter_checkpoints import plain_name
 from lightning_weights.callbacks._replacement import check_replaceable, replace_layers
 from lightning_weights.callbacks._targets import (
     check_excluded,
@@ -19,6 +18,7 @@ from lightning_weights.callbacks._targets import (
 )
 from lightning_weights.errors import LightningWeightsWarning, ShardedParameterError
 from lightning_weights.functional.bone import block_shape
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.modules.bone import BoneLinear
 from lightning_weights.modules.bone_files import BoneAdapter
 

@@ -1,6 +1,6 @@
 """First values of learned scales, from batches that run through a network before the training begins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -27,13 +27,24 @@ def first_batches(trainer: Trainer, count: int) -> list[Any]:
         trainer: A trainer whose data is set up and whose loops have not begun.
         count: How many batches; fewer if there are fewer.
     """
+    return list(in_turn(trainer, count))
+
+
+def in_turn(trainer: Trainer, count: int) -> Iterator[Any]:
+    """Give the first batches of the training data one by one; afterwards all random generators are as they were.
+
+    Args:
+        trainer: A trainer whose data is set up and whose loops have not begun.
+        count: How many batches; fewer if there are fewer.
+    """
     states = read_generators(trainer)
     loaders = trainer.fit_loop._data_source.dataloader()  # the Trainer asks for its own ones much later
     combined = loaders if hasattr(loaders, "flattened") else CombinedLoader(loaders, "max_size_cycle")
     generators = loader_generators(combined)
     own = [get_state(generator) for generator in generators]
     try:
-        return [batch for batch, *_ in islice(combined, count)]
+        for batch, *_ in islice(combined, count):
+            yield batch
     finally:
         combined.reset()
         for generator, state in zip(generators, own, strict=True):

@@ -56,7 +56,9 @@ def loader_generators(combined_loader: Any) -> list[Any]:
     found = {}
     for loader in combined_loader.flattened if combined_loader is not None else []:
         batch_sampler = getattr(loader, "batch_sampler", None)
-        owners = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(loader, "dataset", None)]
+        dataset = getattr(loader, "dataset", None)
+        # what is inside a part of a data set draws like the data set itself
+        owners = [loader, getattr(loader, "sampler", None), batch_sampler, dataset, getattr(dataset, "dataset", None)]
         for owner in [*owners, getattr(batch_sampler, "sampler", None)]:
             for value in getattr(owner, "__dict__", {}).values():
                 if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_weights.callbacks._adapter_checkpoints import plain_name
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.modules import FakeQuantAttention, FakeQuantized, StatsQuantizer, fake_quantized
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_weights.callbacks._adapter_checkpoints import plain_name
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.functional.ofq import (
     FreezingState,
     OscillationState,

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_weights.callbacks._adapter_checkpoints import plain_name
 from lightning_weights.errors import name_list
+from lightning_weights.functional.fingerprint import plain_name
 
 ALL_LINEAR = "all-linear"
 

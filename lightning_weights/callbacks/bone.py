@@ -16,7 +16,6 @@ from lightning_weights.callbacks._adapter_checkpoints import (
     drop_frozen,
     frozen_parameters,
     keep_frozen_when_loading,
-    plain_name,
 )
 from lightning_weights.callbacks._bone_checkpoints import check_blocks, check_variant, descriptions
 from lightning_weights.callbacks._bone_layers import (
@@ -35,7 +34,7 @@ from lightning_weights.callbacks._replacement import saved_modules
 from lightning_weights.callbacks._targets import ALL_LINEAR, target_names
 from lightning_weights.errors import LightningWeightsWarning, check_choice, check_number, name_list
 from lightning_weights.functional.bone import VARIANTS, grid_sizes
-from lightning_weights.functional.fingerprint import fingerprint
+from lightning_weights.functional.fingerprint import fingerprint, plain_name
 from lightning_weights.modules.bone_files import read_bone_adapter
 
 

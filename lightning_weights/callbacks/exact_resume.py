@@ -189,7 +189,8 @@ class ExactResume(Callback):
     def _setup_data(self, trainer: Trainer, setup_data: Callable[[], None]) -> None:
         """Request the loaders under the generators of the original request: it may split or draw data at random."""
         fit_loop, resume = trainer.fit_loop, self._resume
-        if resume and not self._record:
+        # again if a callback has dropped the loaders that a schedule asked for before the loops were restored
+        if resume and (not self._record or fit_loop._combined_loader is None):
             self._rewind_loops(trainer, resume)
             write_generators(trainer, resume["request"])
             setup_data()

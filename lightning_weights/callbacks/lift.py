@@ -13,8 +13,9 @@ from lightning_weights.callbacks._sparse_gradients import ClipsVectors, SparseGr
 from lightning_weights.callbacks._sparse_targets import clear, mark, sparse_targets
 from lightning_weights.callbacks._targets import ALL_LINEAR, check_excluded, target_names
 from lightning_weights.errors import name_list
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.functional.lift import gather_entries, mask_churn, remember_originals
-from lightning_weights.functional.lift_delta import SparseChange, plain_name, save_delta
+from lightning_weights.functional.lift_delta import SparseChange, save_delta
 
 UNLESS_GIVEN = ["lm_head"]  # what is excluded, where there is one
 DELTA_FILE = "lift_delta.safetensors"

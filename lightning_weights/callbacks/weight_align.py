@@ -1,6 +1,5 @@
 """When the classifier's weights are clipped and aligned."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from lightning_weights.callbacks._shards import laid_out_like, whole
 from lightning_weights.errors import LightningWeightsWarning, check_number
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.functional.weight_align import align_weights, mean_norms
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.kernels import local_shards
 
 
@@ -125,7 +127,7 @@ class WeightAligning(Callback):
             self._watch = self._layer.register_forward_pre_hook(self._look_at_features, with_kwargs=True)
 
     def _find(self, pl_module: LightningModule) -> Any:
-        modules: dict[str, Any] = {_path(name): module for name, module in pl_module.named_modules()}
+        modules: dict[str, Any] = {plain_name(name): module for name, module in pl_module.named_modules()}
         layer = modules.get(self.classifier)
         found = [name for name, module in modules.items() if _is_linear(module)]
         if layer is None or not _is_linear(layer):
@@ -187,7 +189,7 @@ class WeightAligning(Callback):
         return [layer.weight] if layer.bias is None or not self.include_bias else [layer.weight, layer.bias]
 
     def _norms(self) -> dict[str, float]:
-        old, new = mean_norms(_whole(self._layer.weight), self.old_classes or 0)
+        old, new = mean_norms(whole(self._layer.weight), self.old_classes or 0)
         values = {"gamma": old / new if new else float("nan"), "norm_old": old, "norm_new": new}
         return {f"weights/weight_align/{name}": value for name, value in values.items()}
 
@@ -229,9 +231,9 @@ class WeightAligning(Callback):
         if not self.align or not self.old_classes or self.aligned_at == trainer.global_step:
             return
         parts = self._parts(layer)
-        aligned, gamma = self._aligned([_whole(part) for part in parts], self.old_classes)
+        aligned, gamma = self._aligned([whole(part) for part in parts], self.old_classes)
         for part, new in zip(parts, aligned, strict=True):
-            part.copy_(_laid_out_like(part, new))
+            part.copy_(laid_out_like(part, new))
         self.aligned_at = trainer.global_step
         self.gammas.append(gamma)
         for logger in trainer.loggers:
@@ -260,7 +262,7 @@ class WeightAligning(Callback):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         weights, saved = checkpoint["state_dict"], checkpoint.setdefault("callbacks", {}).get(self.state_key, {})
         wanted = [f"{self.classifier}.{part}" for part in (("weight", "bias") if self.include_bias else ("weight",))]
-        keys = {_path(name): name for name in weights}
+        keys = {plain_name(name): name for name in weights}
         names = [keys[name] for name in wanted if name in keys]
         if not names:
             matrices = ", ".join(name for name, value in weights.items() if value.ndim == 2)
@@ -272,29 +274,11 @@ class WeightAligning(Callback):
         weights.update(zip(names, aligned, strict=True))
         step, gammas = checkpoint["global_step"], [*saved.get("gammas", []), gamma]
         checkpoint["callbacks"][self.state_key] = {"num_old": num_old, "aligned_at": step, "gammas": gammas}
-        part = Path(f"{path}.part")
-        torch.save(checkpoint, part)
-        os.replace(part, path)
+        with replacing_file(path) as part:
+            torch.save(checkpoint, part)
         return gamma
-
-
-def _path(name: str) -> str:
-    """The path of a module or tensor as the user wrote it, without what torch.compile puts into it."""
-    return name.replace("_orig_mod.", "")
 
 
 def _is_linear(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     return weight is not None and weight.ndim == 2 and hasattr(module, "bias") and not isinstance(module, nn.Embedding)
-
-
-def _whole(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _laid_out_like(tensor: Any, values: Tensor) -> Tensor:
-    if not hasattr(tensor, "full_tensor"):
-        return values
-    from torch.distributed.tensor import distribute_tensor  # costs half a second where nothing is sharded
-
-    return distribute_tensor(values, tensor.device_mesh, tensor.placements)

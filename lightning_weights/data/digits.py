@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_weights.data.classification import ClassificationData
@@ -43,6 +44,7 @@ class Digits(ClassificationData):
         shuffle: Whether training images come in random order.
         num_workers: Processes per loader; 0 loads in the main process.
         drop_last: Whether a last training batch that is smaller than the others is left out.
+        image_size: Height and width; other than 8 pixels by bilinear interpolation.
 
     Raises:
         ValueError: If an argument is of another type or out of range.
@@ -65,11 +67,14 @@ class Digits(ClassificationData):
         shuffle: bool = True,
         num_workers: int = 0,
         drop_last: bool = False,
+        image_size: int = 8,
     ) -> None:
         check_number("test_size", test_size, low=CLASSES, high=IMAGES - CLASSES + 1, whole=True)
+        check_number("image_size", image_size, low=1, whole=True)
         super().__init__(batch_size, validation_size, seed, shuffle, num_workers, drop_last)
         self.test_size = test_size
         self.as_images = as_images
+        self.image_size = image_size
         self.save_hyperparameters()
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -79,8 +84,14 @@ class Digits(ClassificationData):
             MissingDependencyError: If scikit-learn isn't installed.
         """
         train_x, train_y, test_x, test_y = _load(self.test_size, self.seed, type(self).__name__)
-        shape = (-1, 1, 8, 8) if self.as_images else (-1, PIXELS)
-        return train_x.reshape(shape), train_y, test_x.reshape(shape), test_y
+        train_x, test_x = (self._sized(x) for x in (train_x, test_x))
+        return train_x, train_y, test_x, test_y
+
+    def _sized(self, x: Tensor) -> Tensor:
+        images = x.reshape(-1, 1, 8, 8)
+        if self.image_size != 8:
+            images = interpolate(images, size=(self.image_size, self.image_size), mode="bilinear")
+        return images if self.as_images else images.flatten(1)
 
 
 class _DigitTasks(LightningDataModule, ABC):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from lightning_weights.data._graphs import GraphData, Graphs
 from lightning_weights.errors import check_number
 from lightning_weights.functional.n_body import simulate_charges
+from lightning_weights.functional.whole_files import replacing_file
 
 SPEED = 0.5  # of every particle at the start
 
@@ -100,11 +100,8 @@ class NBody(GraphData):
     def prepare_data(self) -> None:
         """Simulate the systems and keep them, if there is a folder for them and they aren't in it."""
         if self.folder is not None and not self._file().is_file():
-            path = self._file()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            torch.save(self._simulate(), unfinished)
-            unfinished.replace(path)
+            with replacing_file(self._file()) as path:
+                torch.save(self._simulate(), path)
 
     def load(self) -> tuple[Graphs, Graphs, Graphs]:
         """Return the systems for training, validation and test, out of the folder if there is one.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_weights.errors import MissingDependencyError, ShardedParameterError
+from lightning_weights.errors import ShardedParameterError
+from lightning_weights.functional._safetensors import safetensors
+from lightning_weights.functional.fingerprint import plain_name
+from lightning_weights.functional.whole_files import replacing_file
 
 FORMAT = "lightning_weights.lift_delta.1"
+PURPOSE = "A file of what fine-tuning has changed"
 
 
 class SparseChange(NamedTuple):
@@ -82,11 +85,8 @@ def save_delta(path: str | Path, changes: Mapping[str, SparseChange]) -> None:
                 "after": _hash(after),
             }
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    _safetensors().save_file(tensors, part, metadata=about)
-    os.replace(part, path)
+    with replacing_file(path) as part:
+        safetensors("hf", PURPOSE).save_file(tensors, part, metadata=about)
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def load_delta(module: nn.Module, path: str | Path, prefix: str = "") -> list[st
         raise FileNotFoundError(f"No such file or directory: {path}")
     params = {plain_name(name): param for name, param in module.named_parameters(remove_duplicate=False)}
     changed: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    with _safetensors().safe_open(path, framework="pt") as file:
+    with safetensors("hf", PURPOSE).safe_open(path, framework="pt") as file:
         about = dict(file.metadata() or {})
         if about.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is no delta: its metadata lack format={FORMAT!r}; write it with save_delta")
@@ -161,22 +161,6 @@ def _sum(name: str, param: Tensor, indices: Tensor, delta: Tensor, about: Mappin
     return after
 
 
-def plain_name(name: str) -> str:
-    """Return the name of a parameter without what ``torch.compile`` puts into it.
-
-    Args:
-        name: Name as in ``named_parameters()``.
-
-    Returns:
-        The name in the module that was compiled.
-
-    Examples:
-        >>> plain_name("net._orig_mod.head.weight")
-        'net.head.weight'
-    """
-    return name.replace("_orig_mod.", "")
-
-
 def _difference(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """Return the narrowest exact difference and what adding it gives; fp64 weights may be off by a rounding."""
     for wide in (torch.float32, torch.float64):
@@ -189,11 +173,3 @@ def _difference(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 def _hash(values: Tensor) -> str:
     return hashlib.sha256(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise MissingDependencyError("safetensors", "hf", "A file of what fine-tuning has changed") from error
-    return safetensors.torch

@@ -1,8 +1,18 @@
 """One card per method: the paper, the classes, the files, and what was measured."""
 
 import textwrap
+from collections.abc import Sequence
 
-from lightning_weights.methods import classifiers, equivariance, few_bits, fine_tuning, post_training, sizes
+from lightning_weights.errors import check_choice
+from lightning_weights.methods import (
+    classifiers,
+    equivariance,
+    few_bits,
+    fine_tuning,
+    post_training,
+    sizes,
+    trained_weights,
+)
 from lightning_weights.methods.card import MethodCard
 
 __all__ = ["METHODS", "MethodCard", "describe_methods"]
@@ -14,21 +24,29 @@ METHODS: tuple[MethodCard, ...] = (
     *equivariance.CARDS,
     *sizes.CARDS,
     *post_training.CARDS,
+    *trained_weights.CARDS,
 )
 
 
-def describe_methods(width: int = 80) -> str:
-    """Return the cards as text.
+def describe_methods(keys: Sequence[str] = (), width: int = 80) -> str:
+    """Return cards as text.
 
     Args:
+        keys: Of the methods wanted; all by default.
         width: Columns of the terminal.
 
+    Raises:
+        ValueError: If a key is none of a method's.
+
     Examples:
-        >>> print(describe_methods().splitlines()[0])
-        classp
+        >>> print(describe_methods(["lift", "glow"]).splitlines()[0])
+        lift
     """
+    cards = {card.key: card for card in METHODS}
+    for key in keys:
+        check_choice("key", key, list(cards))
     blocks = []
-    for card in METHODS:
+    for card in [cards[key] for key in keys or cards]:
         fields = {
             "paper": f"{card.title}. {card.authors}, {card.year}, arXiv:{card.arxiv}",
             "classes": " ".join(card.classes),

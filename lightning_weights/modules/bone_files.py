@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_weights.errors import check_choice
-from lightning_weights.modules._safetensors import safetensors
+from lightning_weights.functional._safetensors import safetensors
+from lightning_weights.functional.fingerprint import plain_name
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules.bone import BoneLinear
 
 PEFT_TYPE = "LW_BONE"  # what lightning_weights.adapters registers; peft's own MISS knows no row, left or free
@@ -130,7 +132,7 @@ def bone_adapter_of(network: nn.Module, modules_to_save: Sequence[str] = ()) -> 
         >>> bone_adapter_of(network).blocks["0"].shape
         torch.Size([1, 4, 4])
     """
-    layers = {_plain(name): layer for name, layer in network.named_modules() if isinstance(layer, BoneLinear)}
+    layers = {plain_name(name): layer for name, layer in network.named_modules() if isinstance(layer, BoneLinear)}
     if not layers:
         raise ValueError("the network has no layer with blocks; give the one that BoneFinetuning was attached to")
     kinds = [(layer.variant, layer.grid, layer.mini_r, layer.dropout) for layer in layers.values()]
@@ -195,15 +197,12 @@ def write_bone_adapter(
         others = {re.escape(name): r for name, r in adapter.ranks.items() if r != ranks[0]}
         config |= {"variant": adapter.variant, "grid": adapter.grid, "rank_pattern": others, "dropout": adapter.dropout}
     tensors = {f"{name}.{KEYS[kind]}": block for name, block in adapter.blocks.items()} | adapter.others
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     whole = {f"{PREFIX}{key}": value.contiguous() for key, value in tensors.items()}
-    safetensors("peft", PURPOSE).save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")
+    save_file = safetensors("peft", PURPOSE).save_file
+    with replacing_file(Path(folder, WEIGHTS)) as path:
+        save_file(whole, path, metadata={"format": "pt"})
+    with replacing_file(Path(folder, CONFIG)) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _whole(tensor: Any) -> Tensor:

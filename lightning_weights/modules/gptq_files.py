@@ -1,9 +1,8 @@
 """Quantized networks as files: the layout of GPTQ, which transformers, vLLM and others read."""
 
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 import lightning_weights
 from lightning_weights.errors import check_choice
+from lightning_weights.functional._safetensors import safetensors
 from lightning_weights.functional.bit_packing import BLOCK, pack_bits, packed_words, unpack_bits
-from lightning_weights.modules._safetensors import safetensors
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules.quantized_linear import QuantizedLinear
 
 WEIGHTS, CONFIG, MODEL_CONFIG = "model.safetensors", "quantize_config.json", "config.json"
@@ -73,22 +73,17 @@ def write_gptq(
         packed = _to_gptq(name, layer, checkpoint_format, DTYPES[scale_dtype])
         tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, lambda path: save(tensors, path, metadata={"format": "pt"}))
+    with replacing_file(folder / WEIGHTS) as path:
+        save(tensors, path, metadata={"format": "pt"})
     _write_json(folder / CONFIG, config)
     if hasattr(module, "config") and hasattr(module.config, "to_dict"):
         _write_json(folder / MODEL_CONFIG, {**module.config.to_dict(), "quantization_config": config})
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    os.replace(part, path)
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, default=str) + "\n"
-    _write(path, lambda part: part.write_text(text, "utf-8"))
+    with replacing_file(path) as part:
+        part.write_text(text, "utf-8")
 
 
 def _describe(

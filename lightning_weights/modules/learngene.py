@@ -1,16 +1,16 @@
 """The few layers from which networks of any depth begin, and their file."""
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_weights.functional._safetensors import safetensors
 from lightning_weights.functional.learngene_sws import stages_of_layers
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules._layer_stacks import class_of, facts_of, find_stack, tensors_of
-from lightning_weights.modules._safetensors import safetensors
 from lightning_weights.modules._wrapped import plain
 from lightning_weights.modules.vision_transformer import CompactViT
 
@@ -81,11 +81,8 @@ class Learngene:
         described = {name: value for name, value in vars(self).items() if name not in (STAGE, REST)}
         text = json.dumps({"format": FORMAT, **described}, sort_keys=True)
         text += " " * (-len(text.encode()) % PADDED)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}, part, {KEY: text})
-        os.replace(part, path)
+        with replacing_file(path) as part:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}, part, {KEY: text})
 
     @classmethod
     def load(cls, path: str | Path) -> "Learngene":

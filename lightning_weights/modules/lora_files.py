@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from lightning_weights.modules._safetensors import safetensors
+from lightning_weights.functional._safetensors import safetensors
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules.generated_lora import GeneratedLoRA
 
 
@@ -44,8 +45,8 @@ def export_lora(adapters: GeneratedLoRA, index: int, folder: str | Path, base_mo
         "target_modules": "|".join(map(re.escape, adapters)),
     }
     tensors = adapters.to_peft_state_dict(index)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write = safetensors("peft", "Writing adapters").save_file
-    write(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_file = safetensors("peft", "Writing adapters").save_file
+    with replacing_file(Path(folder, "adapter_model.safetensors")) as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+    with replacing_file(Path(folder, "adapter_config.json")) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_weights.errors import check_choice, check_number
+from lightning_weights.functional._safetensors import safetensors
 from lightning_weights.functional.learngene_sws import check_alpha, sws_loss
 from lightning_weights.modules._logits import logits_of
-from lightning_weights.modules._safetensors import safetensors
 from lightning_weights.modules.learngene import PURPOSE, extract_learngene
 
 

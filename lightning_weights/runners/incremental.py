@@ -1,22 +1,22 @@
 """One fit after another: a class-incremental run from its first group of classes to its last."""
 
 import copy
-import io
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lightning_weights.callbacks import WeightAligning
 from lightning_weights.data import ClassIncremental
 from lightning_weights.errors import check_number
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import ClassIncrementalModule
+from lightning_weights.runners._save_every_epoch import SaveEveryEpoch
 
 START, LAST, RESULTS = "start.ckpt", "last.ckpt", "results.json"  # in the folder of a run, LAST in that of a step
 
@@ -168,12 +168,12 @@ class IncrementalRunner:
         options = {**self.trainer_kwargs}
         given = options.pop("callbacks", None) or []
         callbacks = copy.deepcopy(list(given) if isinstance(given, (list, tuple)) else [given])
-        own = []
-        if self.folder is not None:
-            place = self.folder / f"step_{step}"
+        place = None if self.folder is None else self.folder / f"step_{step}"
+        if place is not None:
             options = {"default_root_dir": place, **{k: v for k, v in options.items() if v is not None}}
-            own = [_SaveEveryEpoch(place / LAST)]
-        trainer = Trainer(**options, callbacks=[*callbacks, *own])
+        trainer = Trainer(**options, callbacks=callbacks)
+        if place is not None:
+            trainer.callbacks = [*trainer.callbacks, SaveEveryEpoch(place / LAST)]
         return trainer, [callback for callback in callbacks if isinstance(callback, WeightAligning)]
 
     def _measure(self, trainer: Trainer, aligning: list[WeightAligning]) -> None:
@@ -201,7 +201,8 @@ class IncrementalRunner:
         if self.folder is None:
             return
         if trainer.is_global_zero:
-            replace_file(self.folder / RESULTS, json.dumps(asdict(self.results), indent=1).encode())
+            with replacing_file(self.folder / RESULTS) as path:
+                path.write_text(json.dumps(asdict(self.results), indent=1))
         # written last: with this file the step is finished
         trainer.save_checkpoint(self.folder / f"step_{step}.ckpt", weights_only=True)
         if trainer.is_global_zero:
@@ -229,9 +230,8 @@ class IncrementalRunner:
         if self.folder is not None and rank_zero_only.rank == 0:
             checkpoint = {key: self.datamodule.state_dict(), "state_dict": self.module.state_dict()}
             self.module.on_save_checkpoint(checkpoint)
-            content = io.BytesIO()
-            torch.save(checkpoint, content)
-            replace_file(self.folder / START, content.getvalue())
+            with replacing_file(self.folder / START) as path:
+                torch.save(checkpoint, path)
         return 0
 
     def _restore_results(self, finished: int) -> None:
@@ -240,26 +240,3 @@ class IncrementalRunner:
             saved = json.loads((self.folder / RESULTS).read_text())
             # the file may know of a step whose checkpoint was not written any more
             self.results = IncrementalResults(**{name: values[:finished] for name, values in saved.items()})
-
-
-class _SaveEveryEpoch(Callback):
-    """Save where to resume the step from."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.path, weights_only=False)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there with all its content or as it was before.
-
-    Args:
-        path: Where; folders are made.
-        content: All of it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_weights.callbacks import CompensationQuantization
 from lightning_weights.errors import LightningWeightsWarning
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import CausalLM, write_gptq
-from lightning_weights.runners.incremental import replace_file
 
 FORMATS = ("gptq", "gptq_v2")  # more programs read the first
 EVALUATIONS = {"validate_start": "validate", "test_start": "test"}
@@ -107,7 +107,8 @@ class QuantizationRunner:
         # not the weights alone: the callback's state says that they are quantized
         self.trainer.save_checkpoint(self.folder / "quantized.ckpt")
         if self.trainer.is_global_zero:
-            replace_file(self.folder / "report.json", json.dumps(found, indent=1).encode())
+            with replacing_file(self.folder / "report.json") as path:
+                path.write_text(json.dumps(found, indent=1))
             if self.callback.export == "packed":
                 self._write_gptq(self.folder / "gptq")
 

@@ -6,7 +6,6 @@ A new method adds its classes to SUBJECTS and one run to SETUPS; every test of t
 from typing import Any
 
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 import lightning_weights.callbacks
@@ -16,13 +15,17 @@ from lightning_weights.methods import METHODS
 from tests.behaviour import (
     dynamic_reward_rows,
     equivariant_rows,
+    fine_tuning_rows,
     glow_rows,
     growth_rows,
     hy_wu_rows,
+    know_rows,
     learngene_rows,
     ofq_rows,
     pulse_rows,
     quantization_rows,
+    rws_rows,
+    stacking_rows,
 )
 from tests.helpers.battery import Setup, Subject
 
@@ -97,98 +100,7 @@ SUBJECTS: dict[str, Subject] = {
         {"classifier": "net.3", "num_old": 1, "clip": False, "align": False, "include_bias": True},
         wrong=("num_old", "half"),
     ),
-    "lightning_weights.optimizers.GradNormLoRPAdamW": Subject(
-        {
-            "lr": 0.01,
-            "betas": [0.8, 0.9],
-            "eps": 1e-4,
-            "weight_decay": 0.1,
-            "rank": 1,
-            "update_proj_gap": 5,
-            "scale": 0.5,
-            "proj_type": "left",
-            "state_bits": 8,
-            "svd": "gram",
-            "moment_transport": "rotate",
-            "sign_fix": False,
-        },
-        wrong=("proj_type", "both"),
-    ),
-    "lightning_weights.callbacks.GradNormLoRP": Subject(
-        {
-            "r": 2,
-            "alpha": 4.0,
-            "dropout": 0.1,
-            "target_modules": ["net.0"],
-            "modules_to_save": ["net.3"],
-            "detach_norm": False,
-            "merge_every": 5,
-            "merge_on_fit_end": True,
-        },
-        wrong=("mode", "dense"),
-    ),
-    "lightning_weights.optimizers.LIFTAdamW": Subject(
-        {
-            "lr": 0.01,
-            "betas": [0.8, 0.9],
-            "eps": 1e-4,
-            "weight_decay": 0.1,
-            "budget_rank": None,
-            "density": 0.5,
-            "filter_rank": 1,
-            "update_interval": 50,
-            "selector": "bottom",
-            "svd": "exact",
-            "seed": 3,
-            "state_dtype": "float64",
-            "stochastic_rounding": True,
-        },
-        wrong=("selector", "largest"),
-    ),
-    "lightning_weights.callbacks.LIFTFinetuning": Subject(
-        {
-            "target_modules": ["net.0", "net.3"],
-            "exclude_modules": ["head"],
-            "train_other": True,
-            "sparse_grads": False,
-            "log_mask_churn": False,
-            "save_delta": True,
-        },
-        wrong=("sparse_grads", "sometimes"),
-    ),
-    "lightning_weights.callbacks.BoneFinetuning": Subject(
-        {
-            "r": 2,
-            "variant": "free",
-            "target_modules": ["net.0", "net.3"],
-            "exclude_modules": ["head"],
-            "rank_pattern": {"net.0": 4},
-            "modules_to_save": ["net.3"],
-            "grid": [1, 2],
-            "mini_r": 2,
-            "dropout": 0.1,
-            "keep": "step",
-            "merge_on_fit_end": True,
-            "save_adapter_only": False,
-        },
-        wrong=("variant", "diagonal"),
-    ),
-    "lightning_weights.callbacks.WeightCompander": Subject(
-        {
-            "kappa": 2.5,
-            "beta": 1.5,
-            "function": "tanh",
-            "learnable": True,
-            "share": "channel",
-            "modules": ["net.*"],
-            "exclude": ["net.3"],
-            "init": "latent",
-            "lr_scale": 0.1,
-            "merge_on_end": True,
-            "decay_target": "effective",
-        },
-        wrong=("function", "cube"),
-    ),
+    **fine_tuning_rows.SUBJECTS,
     **ofq_rows.SUBJECTS,
     **quantization_rows.SUBJECTS,
     **pulse_rows.SUBJECTS,
@@ -198,6 +110,9 @@ SUBJECTS: dict[str, Subject] = {
     **glow_rows.SUBJECTS,
     **dynamic_reward_rows.SUBJECTS,
     **hy_wu_rows.SUBJECTS,
+    **know_rows.SUBJECTS,
+    **rws_rows.SUBJECTS,
+    **stacking_rows.SUBJECTS,
 }
 
 PLAIN_SGD = ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
@@ -220,9 +135,6 @@ _PHASES = (
     ("lightning_weights.callbacks.ScorePruning", {"keep": 0.5, "start_epoch": 1}),
     ("lightning_weights.callbacks.FinetunePruned", {"start_epoch": 2}),
 )
-
-_PROJECTED = {"lr": 0.02, "eps": 1e-3, "rank": 1, "update_proj_gap": 4}
-_PRINCIPAL = {"lr": 0.02, "eps": 1e-3, "budget_rank": 1, "filter_rank": 1, "update_interval": 5}
 
 SETUPS: tuple[Setup, ...] = (
     Setup("classp", ("lightning_weights.optimizers.CLASSP", {"lr": 0.05, "threshold": 1e-5}), _CLASSP_CALLBACKS),
@@ -259,36 +171,7 @@ SETUPS: tuple[Setup, ...] = (
         ),
         refuses={"no matrices": ValueError},
     ),
-    Setup(
-        "gradnorm_lorp",
-        ("lightning_weights.optimizers.GradNormLoRPAdamW", _PROJECTED),
-        (
-            ("lightning_weights.callbacks.GradNormLoRP", {"r": 2, "modules_to_save": ["net.3"], "merge_every": 5}),
-            _EXACT,
-        ),
-        refuses={"fsdp2": ShardedParameterError, "no matrices": ValueError},
-    ),
-    Setup(
-        "lift",
-        ("lightning_weights.optimizers.LIFTAdamW", _PRINCIPAL),
-        (("lightning_weights.callbacks.LIFTFinetuning", {}), _EXACT),
-        refuses={"fsdp2": ShardedParameterError, "no matrices": ValueError},
-    ),
-    Setup(
-        "bone",
-        PLAIN_SGD,
-        (("lightning_weights.callbacks.BoneFinetuning", {"r": 4, "modules_to_save": ["net.3"]}), _EXACT),
-        refuses={"fsdp2": ShardedParameterError, "no matrices": ValueError},
-    ),
-    Setup(
-        "weight_compander",
-        PLAIN_SGD,
-        (
-            ("lightning_weights.callbacks.WeightCompander", {"kappa": 2.5, "beta": 1.5, "learnable": True}),
-            _EXACT,
-        ),
-        refuses={"fsdp2": ShardedParameterError, "no matrices": MisconfigurationException},
-    ),
+    *fine_tuning_rows.SETUPS,
     *ofq_rows.SETUPS,
     *quantization_rows.SETUPS,
     *pulse_rows.SETUPS,
@@ -298,6 +181,9 @@ SETUPS: tuple[Setup, ...] = (
     *glow_rows.SETUPS,
     *dynamic_reward_rows.SETUPS,
     *hy_wu_rows.SETUPS,
+    *know_rows.SETUPS,
+    *rws_rows.SETUPS,
+    *stacking_rows.SETUPS,
 )
 
 # Options that behave differently where something is resumed or distributed; the rest of the battery leaves them out.
@@ -317,30 +203,6 @@ VARIANTS: tuple[Setup, ...] = (
         differs={"ddp": "every process regularises its own part of the batch"},
     ),
     Setup(
-        "gradnorm_lorp_full",
-        ("lightning_weights.optimizers.GradNormLoRPAdamW", {**_PROJECTED, "moment_transport": "rotate"}),
-        (("lightning_weights.callbacks.GradNormLoRP", {"mode": "full", "detach_norm": False}), _EXACT),
-        refuses={"fsdp2": ShardedParameterError},
-    ),
-    Setup(
-        "lift_whole_gradients",
-        ("lightning_weights.optimizers.LIFTAdamW", _PRINCIPAL),
-        (("lightning_weights.callbacks.LIFTFinetuning", {"train_other": True, "sparse_grads": False}), _EXACT),
-        refuses={"fsdp2": ShardedParameterError},
-    ),
-    Setup(
-        "bone_row",
-        PLAIN_SGD,
-        (
-            (
-                "lightning_weights.callbacks.BoneFinetuning",
-                {"r": 2, "variant": "row", "save_adapter_only": False},
-            ),
-            _EXACT,
-        ),
-        refuses={"fsdp2": ShardedParameterError},
-    ),
-    Setup(
         "tscnc_gated",
         PLAIN_SGD,
         (
@@ -350,24 +212,14 @@ VARIANTS: tuple[Setup, ...] = (
         ),
         refuses={"fsdp2": ShardedParameterError},
     ),
-    Setup(
-        "weight_compander_decay",
-        ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
-        (
-            (
-                "lightning_weights.callbacks.WeightCompander",
-                {"learnable": True, "share": "global", "lr_scale": 0.5, "decay_target": "effective"},
-            ),
-            _EXACT,
-        ),
-        refuses={"fsdp2": ShardedParameterError},
-    ),
+    *fine_tuning_rows.VARIANTS,
     *ofq_rows.VARIANTS,
     *pulse_rows.VARIANTS,
     *growth_rows.VARIANTS,
     *equivariant_rows.VARIANTS,
     *glow_rows.VARIANTS,
     *dynamic_reward_rows.VARIANTS,
+    *know_rows.VARIANTS,
 )
 
 OPTIMIZERS = [path for path in SUBJECTS if path.startswith("lightning_weights.optimizers.")]

@@ -281,3 +281,17 @@ def test_trainer_reloads_the_task_that_is_set(tmp_path):
     trainer.fit(Model(), data)
     assert len(trainer.num_val_batches) == 5
     assert seen == [(epoch, {2 * epoch, 2 * epoch + 1}) for epoch in range(3) for _ in range(2)]
+
+
+def test_larger_images_are_interpolated():
+    small, large = ready(Digits, as_images=True), ready(Digits, as_images=True, image_size=16)
+    (x, y, *_), (x16, y16, *_) = small.tensors(), large.tensors()
+    assert torch.equal(y, y16)
+    assert x16.shape == (*x.shape[:2], 16, 16)
+    assert 0 <= x16.min() < x16.max() <= 1
+    # away from the border a pixel has nine sixteenths of the one that it lies in
+    expected = (9 * x[..., 3, 3] + 3 * x[..., 3, 4] + 3 * x[..., 4, 3] + x[..., 4, 4]) / 16
+    torch.testing.assert_close(x16[..., 7, 7], expected)
+    assert ready(Digits, image_size=12).tensors()[0].shape[1:] == (144,)
+    with pytest.raises(ValueError, match="image_size is 0"):
+        Digits(image_size=0)

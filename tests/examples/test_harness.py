@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _files import Run, read_runs, replacing
+from _files import Run, read_runs
 from _harness import Column, Estimate, Results, conclude, run_all
 
 METHODS = {"base": {"lr": 0.1}, "mine": {"lr": 0.2}}
@@ -103,21 +103,6 @@ def test_interrupted_runs_are_kept_and_resumed(tmp_path: Path) -> None:
         calls.clear()
         with pytest.raises(KeyboardInterrupt):  # nothing fits, so all four are trained anew
             run_all(changed, range(2), train_one, tmp_path, watch="accuracy", **options)
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file.txt"
-    with replacing(path) as file:
-        file.write_text("old")
-
-    def fail_halfway() -> None:
-        with replacing(path) as file:
-            file.write_text("half of the n")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_halfway()
-    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
 from lightning_weights.errors import MissingDependencyError
-from lightning_weights.functional.lift_delta import SparseChange, load_delta, plain_name, save_delta
+from lightning_weights.functional.fingerprint import plain_name
+from lightning_weights.functional.lift_delta import SparseChange, load_delta, save_delta
 
 
 def trained(dtype=torch.float32, rows=40, columns=30, k=100):

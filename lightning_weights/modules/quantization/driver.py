@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lightning_weights.errors import LightningWeightsWarning, check_choice
 from lightning_weights.functional.column_solver import CompensationConfig
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.modules.quantization import processes
 from lightning_weights.modules.quantization.calls import Group, Watch, find_groups, merge_groups
 from lightning_weights.modules.quantization.solving import GroupSolver
@@ -24,7 +25,6 @@ from lightning_weights.modules.quantization.targets import (
     find_blocks,
     find_targets,
     likely_blocks,
-    plain_name,
 )
 
 MANY = 16  # layers from which on running the whole network for each group of them takes long

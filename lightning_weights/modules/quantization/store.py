@@ -1,9 +1,7 @@
 """The folder of a run that may be interrupted: what is finished, one file for every group of layers."""
 
 import hashlib
-import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules.quantization.targets import Target
 
 SAMPLES = 4096
@@ -60,7 +59,8 @@ class Store:
                     f"ones), give another folder, or remove this one"
                 )
         else:
-            _write(path, json.dumps(settings, indent=1).encode())
+            with replacing_file(path) as part:
+                part.write_text(json.dumps(settings, indent=1))
 
     def _path(self, targets: Sequence[Target]) -> Path:
         names = hashlib.sha256("\n".join(target.name for target in targets).encode()).hexdigest()[:16]
@@ -82,13 +82,5 @@ class Store:
             targets: The group's targets.
             value: Tensors, numbers and texts, in lists and dicts.
         """
-        content = io.BytesIO()
-        torch.save(value, content)
-        _write(self._path(targets), content.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+        with replacing_file(self._path(targets)) as path:
+            torch.save(value, path)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from lightning_weights.errors import LightningWeightsWarning, ShardedParameterError, name_list
+from lightning_weights.functional.fingerprint import plain_name
 from lightning_weights.modules.quantization.marks import mark_of
 from lightning_weights.modules.quantized_linear import QuantizedLinear
 
@@ -57,11 +58,6 @@ class Target:
     def columns(self) -> int:
         """Number of columns of the weight as a matrix."""
         return self.weight[0].numel()
-
-
-def plain_name(name: str) -> str:
-    """Return a layer's name without what ``torch.compile`` adds to it."""
-    return name.replace("_orig_mod.", "")
 
 
 def matches(name: str, pattern: str) -> bool:
