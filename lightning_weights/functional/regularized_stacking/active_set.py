@@ -11,7 +11,7 @@ STEPS = 20  # systems per feature and path at most, beside one for every penalty
 
 
 def active_set_paths(gram: Tensor, moments: Tensor, own: Tensor, l1: Tensor, l2: Tensor) -> Tensor:
-    r"""Solve the problems of [`coordinate_descent`][] without a tolerance, along paths of penalties.
+    r"""Solve the problems of ``coordinate_descent`` without a tolerance, along paths of penalties.
 
     With signs s of the weights A that are not zero, $(G_{AA} + \lambda_2 I)\,w_A = m_A - \lambda_1 s_A$. On the way
     from the present weights to that solution, the first one that would change its sign becomes zero and leaves A;

@@ -52,7 +52,7 @@ def meta_features(predictions: Tensor, statistics: bool = True, interactions: bo
 
 
 def meta_feature_names(columns: Sequence[str], statistics: bool = True, interactions: bool = True) -> list[str]:
-    """Return the names of the columns that [`meta_features`][] returns.
+    """Return the names of the columns that `meta_features` returns.
 
     Args:
         columns: Names of the predictions' columns.
