@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_weights.data._corrupted_samples import CorruptedSamples
+from lightning_weights.data.classification import ClassificationData
 from lightning_weights.errors import check_choice, name_list
 from lightning_weights.modules.corruption import Corruption
 
@@ -35,7 +36,8 @@ class Corrupted(LightningDataModule):
     the base does to batches on their way to the device, as normalising them, comes after the corruption.
 
     Args:
-        base: Data module with map-style data sets in PyTorch's loaders.
+        base: Data module with map-style data sets in PyTorch's loaders: any one in Python. In yaml it has to be a
+            ``ClassificationData``: completions of a shell would else list every data module inside every other.
         corruption: Name of a corruption, or several; `functional.corruptions.corruption_names` lists them.
         severity: Severity from 1 to 5.
         seed: Seed of everything that is random.
@@ -58,7 +60,7 @@ class Corrupted(LightningDataModule):
 
     def __init__(
         self,
-        base: LightningDataModule,
+        base: ClassificationData,
         corruption: str | list[str],
         severity: int = 5,
         seed: int = 0,

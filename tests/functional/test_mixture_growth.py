@@ -66,7 +66,7 @@ def test_rows_or_columns_are_orthonormal(blocks, count):
 
 
 @settings(max_examples=60, deadline=None)
-@given(count=st.integers(1, 8), seed=st.integers(0, 1000), scale=st.floats(0.0, 4.0))
+@given(count=st.integers(1, 8), seed=st.integers(0, 1000), scale=st.just(0.0) | st.floats(1e-6, 4.0))
 def test_orthogonal(count, seed, scale):
     before = alphas(count, seed)
     second, last = new_coefficients(before, "orthogonal", scale)
