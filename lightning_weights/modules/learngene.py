@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_weights.functional._safetensors import safetensors
+from lightning_weights.functional._safetensors import read_described, safetensors
 from lightning_weights.functional.learngene_sws import stages_of_layers
 from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules._layer_stacks import class_of, facts_of, find_stack, tensors_of
@@ -98,7 +98,7 @@ class Learngene:
         package = safetensors("hf", PURPOSE)
         if not Path(path).is_file():
             raise ValueError(f"{path} is not there; give the file that Learngene.save has written")
-        text, tensors = _read(package, str(path))
+        text, tensors = read_described(package, path, KEY, "a learngene")
         described = {} if text is None else json.loads(text)
         if described.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is no learngene of format {FORMAT}; write one with extract_learngene(...).save")
@@ -196,16 +196,6 @@ def architecture_of(network: nn.Module) -> dict[str, Any]:
         config = json.loads(network.config.to_json_string(use_diff=False))
         return {"class": f"transformers.{class_of(network).__name__}", "config": config}
     return {}
-
-
-def _read(package: Any, path: str) -> tuple[str | None, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-
-    try:
-        with package.safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(KEY), {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a learngene: {error}") from error
 
 
 def _parameters(network: nn.Module, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_weights.functional._safetensors import safetensors
+from lightning_weights.functional._safetensors import read_described, safetensors
 from lightning_weights.functional.regularized_stacking import meta_features
 from lightning_weights.functional.whole_files import replacing_file
 
@@ -178,7 +178,7 @@ class StackState:
         package = safetensors("safetensors", PURPOSE)
         if not Path(path).is_file():
             raise ValueError(f"{path} is not there; give the file that RegularizedStacking.save has written")
-        text, tensors = _read(package, str(path))
+        text, tensors = read_described(package, path, KEY, "a stack")
         described = {} if text is None else json.loads(text)
         if described.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is no stack of format {FORMAT}; write one with RegularizedStacking.save")
@@ -188,13 +188,3 @@ class StackState:
             raise ValueError(f"{path} is not whole: {sorted(odd)} are missing or unexpected")
         outputs = [StackOutput(**{name: tensors[f"{index}.{name}"] for name in fields}) for index in range(count)]
         return cls(outputs=outputs, **described)
-
-
-def _read(package: Any, path: str) -> tuple[str | None, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-
-    try:
-        with package.safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(KEY), {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a stack: {error}") from error
