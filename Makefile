@@ -32,7 +32,7 @@ lint: .venv/.stamp-dev ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test ## everything a change has to pass
+check: lint test kernels ## everything a change has to pass
 
 docs: .venv/.stamp-dev ## the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -40,7 +40,7 @@ docs: .venv/.stamp-dev ## the documentation, in site/
 bench: .venv/.stamp-dev ## speed of every method against its peers
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
-kernels: .venv/.stamp-dev ## compile the Triton kernels ahead of time for all targets and print what came out
+kernels: .venv/.stamp-dev ## compile all variants of the Triton kernels ahead of time for all targets and judge what came out
 	$(BIN)/python -m lightning_weights.kernels
 
 constraints: ## resolve the newest versions around those chosen by hand and write constraints.txt

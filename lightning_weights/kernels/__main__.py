@@ -18,8 +18,9 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m lightning_weights.kernels", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table, with all its fields, to FILE")
+    parser.add_argument("--quick", action="store_true", help="the first variant of every kernel only")
     arguments = parser.parse_args()
-    reports = tabulate()
+    reports = tabulate(arguments.quick)
     if arguments.json:
         arguments.json.write_text(json.dumps(reports, indent=1))
     print(as_markdown(reports))

@@ -103,8 +103,11 @@ class Report:
     failures: list[str] = field(default_factory=list)
 
 
-def tabulate() -> list[dict[str, Any]]:
+def tabulate(quick: bool = False) -> list[dict[str, Any]]:
     """Compile all kernels for all targets.
+
+    Args:
+        quick: Take the first variant of every kernel only.
 
     Returns:
         One plain dictionary with the fields of `Report` per kernel, variant and target.
@@ -121,7 +124,7 @@ def tabulate() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
         try:
-            return [asdict(report) for report in _reports(Path(folder))]
+            return [asdict(report) for report in _reports(Path(folder), quick)]
         finally:
             os.environ.pop("TRITON_CACHE_DIR")
             if previous is not None:
@@ -160,12 +163,12 @@ def _table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _reports(folder: Path) -> Iterator[Report]:
+def _reports(folder: Path, quick: bool) -> Iterator[Report]:
     rows = [
         (row, target)
         for module in KERNEL_MODULES
         for target, (_, _, warp_size) in TARGETS.items()
-        for row in importlib.import_module(module).aot_rows(warp_size)
+        for row in _rows(module, warp_size, quick)
     ]
     binaries = [_compile(row, target) for row, target in rows]
     codes: dict[int, MachineCode] = {}
@@ -178,6 +181,11 @@ def _reports(folder: Path) -> Iterator[Report]:
         codes.update(zip(places, read, strict=True))
     for place, (row, target) in enumerate(rows):
         yield _judge(row, target, binaries[place], codes[place])
+
+
+def _rows(module: str, warp_size: int, quick: bool) -> list[Row]:
+    rows: list[Row] = importlib.import_module(module).aot_rows(warp_size)
+    return list({row.kernel: row for row in reversed(rows)}.values()) if quick else rows
 
 
 def _judge(row: Row, target: str, binary: Any, code: MachineCode) -> Report:

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.behaviour.subjects import SETUPS, VARIANTS
 from tests.helpers.battery import NOISE, SaveAt, differing, small_module, tasks, train
+from tests.helpers.two_processes import run_elsewhere
 
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
@@ -63,41 +62,31 @@ def checkpointing(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
 
-def killed_process(folder: str) -> None:
+def killed_process(folder: Path) -> None:
     """Train every row until it is killed; a process of its own for each."""
     for name, row in ROWS.items():
         if os.fork() == 0:
-            saver = checkpointing(Path(folder, name))
+            saver = checkpointing(folder / name)
             run(row, extra=[saver, Kill(epoch=1, batches=3)], enable_checkpointing=True)
             os._exit(1)
         _, status = os.wait()
-        Path(folder, f"{name}.signal").write_text(str(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
+        (folder / f"{name}.signal").write_text(str(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
 
 
-def resuming_process(folder: str) -> None:
+def resuming_process(folder: Path) -> None:
     """Resume every row from its last checkpoint and save the outcome."""
     for name, row in ROWS.items():
-        last = max(Path(folder, name).glob("*.ckpt"), key=lambda path: int(path.stem.rpartition("=")[2]))
-        saver = checkpointing(Path(folder, name))
+        last = max((folder / name).glob("*.ckpt"), key=lambda path: int(path.stem.rpartition("=")[2]))
+        saver = checkpointing(folder / name)
         found = run(row, ckpt=last, extra=[saver], enable_checkpointing=True, seed=99)
-        torch.save({"resumed from": last.stem, "outcome": found}, Path(folder, f"{name}.pt"))
+        torch.save({"resumed from": last.stem, "outcome": found}, folder / f"{name}.pt")
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_in_a_new_process(tmp_path):
     """Killed in the middle of the second task and of an accumulation window, with shuffling and dropout."""
-    for part in ("killed_process", "resuming_process"):
-        program = (
-            f"import torch; torch.set_num_threads(1); import tests.behaviour.test_resume as t; t.{part}(r'{tmp_path}')"
-        )
-        process = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert process.returncode == 0, process.stderr[-3000:]
+    run_elsewhere(killed_process, tmp_path)
+    run_elsewhere(resuming_process, tmp_path)
     for name, row in ROWS.items():
         assert (tmp_path / f"{name}.signal").read_text() == str(int(signal.SIGKILL))
         resumed = torch.load(tmp_path / f"{name}.pt", weights_only=True)

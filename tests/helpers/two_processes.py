@@ -1,4 +1,4 @@
-"""Two processes that reduce gradients with gloo, for tests of strategies."""
+"""Processes of their own: one, or two that reduce gradients with gloo, for tests of resuming and of strategies."""
 
 import multiprocessing
 import os
@@ -49,6 +49,24 @@ def fit(
 PRELOADED = ("lightning.pytorch", *(f"lightning_weights.{room}" for room in ("callbacks", "modules", "strategies")))
 
 
+def run_elsewhere(function: Callable[..., None], *arguments: Any) -> None:
+    """Run a function in a process of its own and pass on what it raises.
+
+    It is forked from another, which imports what takes seconds, once for all tests.
+    """
+    _start(_apart, (function, arguments), 1)
+
+
+def _start(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
+    multiprocessing.set_forkserver_preload([*PRELOADED, __name__])
+    torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")
+
+
+def _apart(_rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
 def run_on_two(
     scenarios: Callable[[int, Path], dict[str, Any]],
     folder: Path,
@@ -56,14 +74,12 @@ def run_on_two(
 ) -> list[dict[str, Any]]:
     """Run a function of rank and folder in two processes of one group and return what each found.
 
-    They are forked from a third, which imports what takes seconds, once for all tests. When the group is gone the first
-    process also runs `alone`.
+    When the group is gone the first process also runs `alone`.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload([*PRELOADED, __name__])
-    torch.multiprocessing.start_processes(_work, (scenarios, folder, port, alone), nprocs=2, start_method="forkserver")
+    _start(_work, (scenarios, folder, port, alone), 2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
