@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("smollm2"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over what was imported and collected, a million objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
