@@ -1,7 +1,7 @@
 """Weights as if a network had been trained on more data, from the way in which it forgot."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lightning_weights.modules.weight_kinds import Kind, normalisation_layers, w
 
 Norm = Literal["keep", "reset"]
 ROWS = 1 << 20  # weights at a time: 20 MB of histories
+CPU_ROWS = 1 << 14  # where more are no faster
 EXACT = (torch.float32, torch.float64)
 AT_THE_START = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 
@@ -98,43 +99,87 @@ def predict_overflowed(
         _check_precision(name, tensor, name in kinds, cast)
     reset = _normalisers(last, shapes) if norm == "reset" else set()
     done: dict[object, Tensor] = {}
+    if recursions:
+        histories = {name: [snapshot[name] for snapshot in snapshots] for name in kinds}
+        found = _predict(histories, kinds, bank, recursions, device)
+        done = {storage_of(last[name]): tensor for name, tensor in found.items()}
     predicted = {}
     for name, tensor in last.items():
         place = storage_of(tensor)
         if place not in done:
-            if name in kinds and recursions:
-                history = [snapshot[name] for snapshot in snapshots]
-                done[place] = _predict(name, history, bank, kinds[name], recursions, device)
-            else:
-                done[place] = _untouched(name, tensor, reset)
+            done[place] = _untouched(name, tensor, reset)
         predicted[name] = done[place]
     return predicted
 
 
 def _predict(
-    name: str, history: list[Tensor], bank: KNOWNBank, kind: Kind, recursions: int, device: str | torch.device | None
-) -> Tensor:
-    """Return the last prediction of one tensor; of a sharded one, this process's shard."""
-    last: Any = history[-1]
-    shards = [group[0] for group in local_shards(*([tensor.detach()] for tensor in history))]
-    exact = [shard if shard.dtype in EXACT else shard.float() for shard in shards]
-    flat = [shard.reshape(-1) for shard in exact]
-    result = torch.empty_like(flat[-1])
-    for start in range(0, len(result), ROWS):
-        rows = torch.stack([values[start : start + ROWS] for values in flat], dim=1).to(device or result.device)
-        if not rows.isfinite().all():
-            raise ValueError(
-                f"{name} has values that are not finite in its history; look for the session that diverged"
-            )
-        values = bank.nowcast(rows, kind, recursions)[:, -1]
-        if not values.isfinite().all():
-            raise ValueError(f"the bank's prediction of {name} is not finite; its {kind} hyper-model can't be used")
-        result[start : start + ROWS] = values.to(result.device)
-    shaped = result.view(shards[-1].shape)
+    histories: Mapping[str, list[Tensor]],
+    kinds: Mapping[str, Kind],
+    bank: KNOWNBank,
+    recursions: int,
+    device: str | torch.device | None,
+) -> dict[str, Tensor]:
+    """Return the last predictions of tensors; of sharded ones, this process's shards."""
+    shards, results = {}, {}
+    groups: dict[tuple[Kind, torch.dtype, torch.device], list[str]] = {}
+    for name, history in histories.items():
+        shards[name] = [group[0] for group in local_shards(*([tensor.detach()] for tensor in history))]
+        last = shards[name][-1]
+        exact = last.dtype if last.dtype in EXACT else torch.float32
+        results[name] = torch.empty(last.shape, dtype=exact, device=last.device)
+        groups.setdefault((kinds[name], exact, last.device), []).append(name)
+    for (kind, exact, place), names in groups.items():
+        for piece in _pieces({name: shards[name] for name in names}, torch.device(device or place)):
+            columns = torch.cat([part.columns for part in piece], dim=1).to(device or place, exact)
+            values = bank.nowcast(columns.t(), kind, recursions)[:, -1]
+            values = values.split([part.columns.shape[1] for part in piece])
+            for part, found in zip(piece, values, strict=True):
+                _check_finite(part, found, kind)
+                results[part.name].view(-1)[part.start : part.start + len(found)] = found.to(place)
+    return {name: _as_shard_of(histories[name][-1], result) for name, result in results.items()}
+
+
+class _Part(NamedTuple):
+    """Histories of some weights of a tensor, from the one at ``start`` on, as columns."""
+
+    name: str
+    start: int
+    columns: Tensor
+
+
+def _pieces(shards: Mapping[str, list[Tensor]], device: torch.device) -> Iterator[list[_Part]]:
+    """Yield the histories of so many weights at a time: parts of a large tensor, or small ones together."""
+    most = CPU_ROWS if device.type == "cpu" else ROWS
+    piece: list[_Part] = []
+    room = most
+    for name, history in shards.items():
+        flat = [shard.reshape(-1) for shard in history]
+        start = 0
+        while start < len(flat[-1]):
+            columns = torch.stack([values[start : start + room] for values in flat])
+            piece.append(_Part(name, start, columns))
+            start, room = start + columns.shape[1], room - columns.shape[1]
+            if not room:
+                yield piece
+                piece, room = [], most
+    if piece:
+        yield piece
+
+
+def _check_finite(part: _Part, found: Tensor, kind: Kind) -> None:
+    if not part.columns.isfinite().all():
+        raise ValueError(
+            f"{part.name} has values that are not finite in its history; look for the session that diverged"
+        )
+    if not found.isfinite().all():
+        raise ValueError(f"the bank's prediction of {part.name} is not finite; its {kind} hyper-model can't be used")
+
+
+def _as_shard_of(last: Any, shard: Tensor) -> Tensor:
     if not hasattr(last, "placements"):
-        return shaped
+        return shard
     return type(last).from_local(
-        shaped, last.device_mesh, last.placements, run_check=False, shape=last.shape, stride=last.stride()
+        shard, last.device_mesh, last.placements, run_check=False, shape=last.shape, stride=last.stride()
     )
 
 

@@ -106,7 +106,7 @@ class KNOWN(nn.Module):
         """
         self._check(history)
         check_number("recursions", recursions, low=1, whole=True)
-        return nowcast(history.contiguous(), self.values.to(history), recursions, self.leaky_slope)
+        return nowcast(history, self.values.to(history), recursions, self.leaky_slope)
 
     def penalty(self, kernel: float = 1e-6, bias: float = 0.1) -> Tensor:
         """Return the L1 penalty of meta-training, on the first and the last layer of both streams.

@@ -128,7 +128,7 @@ def test_recursions_add_up():
 
 def test_large_tensors_go_in_pieces(monkeypatch):
     whole = predict_overflowed(snapshots(), a_bank())
-    monkeypatch.setattr(knowledge_overflow, "ROWS", 7)
+    monkeypatch.setattr(knowledge_overflow, "CPU_ROWS", 7)
     for name, tensor in predict_overflowed(snapshots(), a_bank(), device="cpu").items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-6)
 

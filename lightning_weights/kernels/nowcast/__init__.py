@@ -12,6 +12,7 @@ from lightning_weights.kernels.nowcast.eager import nowcast_in_chunks
 from lightning_weights.kernels.nowcast.reference import (
     Parameters,
     Stream,
+    check_parameters,
     known_delta,
     nowcast_reference,
     parameter_count,
@@ -101,6 +102,6 @@ def nowcast(history: Tensor, parameters: Tensor, recursions: int = 1, leaky_slop
             f"history is {tuple(history.shape)} of {history.dtype}; allowed are two dimensions of torch.float32 or "
             f"torch.float64: differences of narrower weights are noise"
         )
-    split_parameters(parameters, history.shape[1])  # raises if they are not as many as they should be
+    check_parameters(parameters, history.shape[1])
     found: Tensor = _op(history.detach(), parameters.detach().to(history), recursions, float(leaky_slope))
     return found

@@ -17,8 +17,9 @@ from lightning_weights.kernels.nowcast.reference import (
     split_parameters,
 )
 
-CHUNK = 2048  # weights at a time on the CPU: buffers of a stream stay in its caches, and calls cost little
+CHUNK = 1024  # weights at a time on the CPU: buffers of a stream stay in its caches, and calls cost little
 DEVICE_CHUNK = 1 << 16  # elsewhere
+LINE = 16  # weights at a time are a multiple: products of other numbers round differently, depending on the company
 BITS = math.log2(math.e)  # exponents are scaled by it: powers of two take two thirds of the time of powers of e
 
 
@@ -51,15 +52,15 @@ def fold(stream: Stream) -> Folded:
     Returns:
         The matrices.
     """
-    z = torch.cat([stream.B @ stream.A, (stream.B @ stream.a + stream.b).unsqueeze(1)], dim=1)
-    one = torch.zeros_like(z[:1])
-    one[0, -1] = 1.0
-    vz = torch.cat([stream.G @ stream.C, (stream.G @ stream.c + stream.h0).unsqueeze(1)], dim=1)
-    p, q, u = (
-        torch.cat([matrix, bias.unsqueeze(1)], dim=1).t().contiguous()
-        for matrix, bias in ((stream.E, stream.e), (stream.F, stream.f), (stream.A, stream.a))
-    )
-    return Folded(u, torch.cat([z, one]), p, q * BITS, stream.G.t().contiguous(), vz.t().contiguous())
+    pairs = (stream.A, stream.a), (stream.C, stream.c), (stream.E, stream.e), (stream.F, stream.f)
+    u, g, p, q = (torch.cat([matrix, bias.unsqueeze(1)], dim=1) for matrix, bias in pairs)
+    z = u.new_zeros(GATES + 1, u.shape[1])
+    z[:GATES] = stream.B @ u
+    z[:GATES, -1] += stream.b
+    z[GATES, -1] = 1.0
+    vz = stream.G @ g
+    vz[:, -1] += stream.h0
+    return Folded(u.t(), z, p.t(), q.t() * BITS, stream.G.t(), vz.t())
 
 
 class _Memory(NamedTuple):
@@ -99,13 +100,15 @@ def _predict(history: Tensor, parameters: Tensor, leaky_slope: float, found: Ten
     length, recursions = history.shape[1], found.shape[1]
     known = split_parameters(parameters, length)
     streams = fold(known.w), fold(known.dw)
-    n = min(len(history), CHUNK if history.device.type == "cpu" else DEVICE_CHUNK)
-    memory = _Memory.like(history, recursions, n)
-    for start in range(0, len(history), max(n, 1)):
-        some = history[start : start + n]
-        if len(some) < n:
-            memory = _Memory.like(history, recursions, len(some))
-        memory.w[:length] = some.t()
+    most = CHUNK if history.device.type == "cpu" else DEVICE_CHUNK
+    memory = None
+    for start in range(0, len(history), most):
+        some = history[start : start + most]
+        padded = -(-len(some) // LINE) * LINE
+        if memory is None or len(memory.v) != padded:
+            memory = _Memory.like(history, recursions, padded)
+        memory.w[:length, : len(some)] = some.t()
+        memory.w[:length, len(some) :] = 0.0
         memory.w[length:], memory.dw[length - 1 :] = 1.0, 1.0
         torch.sub(memory.w[1:length], memory.w[: length - 1], out=memory.dw[: length - 1])
         for last in range(length, length + recursions):
@@ -114,7 +117,7 @@ def _predict(history: Tensor, parameters: Tensor, leaky_slope: float, found: Ten
             torch.nn.functional.leaky_relu_(memory.v, leaky_slope)
             torch.addmv(known.o_0, memory.v, known.o, out=memory.dw[last - 1]).tanh_()
             torch.add(memory.w[last - 1], memory.dw[last - 1], out=memory.w[last])
-        found[start : start + len(some)] = memory.w[length:].t()
+        found[start : start + len(some)] = memory.w[length:, : len(some)].t()
 
 
 def _run(x: Tensor, stream: Folded, memory: _Memory, v: Tensor) -> None:

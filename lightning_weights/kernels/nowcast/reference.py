@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -67,9 +68,13 @@ class Parameters(NamedTuple):
     o_0: Tensor
 
 
-def _stream_shapes(inputs: int) -> list[tuple[int, ...]]:
-    outer = [(WIDTH, inputs), (GATES, WIDTH), *[(WIDTH, GATES)] * 3, (FEATURES, WIDTH)]
-    return [shape for matrix in outer for shape in (matrix, matrix[:1])]
+def _shapes(history: int) -> list[tuple[int, ...]]:
+    """Return the shapes of all parts in the order in which they are packed."""
+    shapes: list[tuple[int, ...]] = []
+    for inputs in (history, history - 1):
+        matrices: list[tuple[int, ...]] = [(WIDTH, inputs), (GATES, WIDTH), *[(WIDTH, GATES)] * 3, (FEATURES, WIDTH)]
+        shapes += [shape for matrix in matrices for shape in (matrix, matrix[:1])]
+    return [*shapes, (2 * FEATURES,), ()]
 
 
 def parameter_count(history: int) -> int:
@@ -82,8 +87,28 @@ def parameter_count(history: int) -> int:
         >>> parameter_count(5)
         9425
     """
-    shapes = [shape for inputs in (history, history - 1) for shape in _stream_shapes(inputs)]
-    return sum(torch.Size(shape).numel() for shape in shapes) + 2 * FEATURES + 1
+    return sum(map(prod, _shapes(history)))
+
+
+def check_parameters(parameters: Tensor, history: int) -> None:
+    """Raise unless packed parameters are as many as a history needs.
+
+    Args:
+        parameters: Packed parameters.
+        history: Weights that the network looks back at.
+
+    Raises:
+        ValueError: If there are more or fewer parameters.
+
+    Examples:
+        >>> check_parameters(torch.zeros(9425), history=5)
+    """
+    expected = parameter_count(history) if history >= 2 else 0
+    if parameters.shape != (expected,) or not expected:
+        raise ValueError(
+            f"parameters have shape {tuple(parameters.shape)} for a history of {history}; allowed are 2 or more "
+            f"weights of history, and ({expected},) for the parameters"
+        )
 
 
 def split_parameters(parameters: Tensor, history: int) -> Parameters:
@@ -103,20 +128,11 @@ def split_parameters(parameters: Tensor, history: int) -> Parameters:
         >>> split_parameters(torch.zeros(9425), history=5).w.A.shape
         torch.Size([64, 5])
     """
-    expected = parameter_count(history) if history >= 2 else 0
-    if parameters.shape != (expected,) or not expected:
-        raise ValueError(
-            f"parameters have shape {tuple(parameters.shape)} for a history of {history}; allowed are 2 or more "
-            f"weights of history, and ({expected},) for the parameters"
-        )
-    shapes = [_stream_shapes(inputs) for inputs in (history, history - 1)]
-    sizes = [torch.Size(shape).numel() for shape in (*shapes[0], *shapes[1], (2 * FEATURES,), (1,))]
-    parts = list(parameters.split(sizes))
-    first, second = (
-        Stream(*(part.view(shape) for part, shape in zip(parts[12 * i : 12 * i + 12], shapes[i], strict=True)))
-        for i in range(2)
-    )
-    return Parameters(first, second, parts[-2], parts[-1].squeeze(0))
+    check_parameters(parameters, history)
+    shapes = _shapes(history)
+    flat = parameters.split([prod(shape) for shape in shapes])
+    parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+    return Parameters(Stream(*parts[:12]), Stream(*parts[12:24]), *parts[24:])
 
 
 def _run(x: Tensor, stream: Stream, leaky_slope: float) -> Tensor:
