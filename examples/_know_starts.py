@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_weights.functional.weight_extrapolation import fit_coefficients, mean_coefficients, shrink_coefficients
 from lightning_weights.modules import KNOWNBank, LinearExtrapolation, Snapshot, predict_overflowed
+from lightning_weights.modules.weight_kinds import weight_kinds
 
 SESSIONS = 5
 NETWORK = "network."  # what a Classifier calls the network in it
@@ -45,15 +46,17 @@ def part_of(new: Mapping[str, Tensor], old: Mapping[str, Tensor], part: str) -> 
     r"""Return what one part of a prediction makes of the weights.
 
     With the factor f = ⟨new, old⟩ / ⟨old, old⟩ of each tensor, a prediction is the sum of f · old, its ``size``, and of
-    new - f · old, which is at right angles to the old weights; old + (new - f · old) is its ``direction``.
+    new - f · old, which is at right angles to the old weights; old + (new - f · old) is its ``direction``. What is not
+    predicted stays.
 
     Args:
         new: The prediction.
         old: The weights before it.
         part: ``size`` or ``direction``.
     """
-    weights = {}
-    for name, tensor in new.items():
+    weights = dict(new)
+    for name in weight_kinds(old):
+        tensor = new[name]
         factor = (tensor * old[name]).sum() / old[name].square().sum()
         scaled = factor * old[name]
         weights[name] = scaled if part == "size" else old[name] + (tensor - scaled)
@@ -61,6 +64,6 @@ def part_of(new: Mapping[str, Tensor], old: Mapping[str, Tensor], part: str) -> 
 
 
 def size_of(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> float:
-    """Return the factor f of all tensors together, at which f times the old weights are closest to the new ones."""
-    a, b = (torch.cat([weights[name].flatten() for name in old]) for weights in (new, old))
+    """Return the factor f of all predicted tensors, at which f times the old weights are closest to the new ones."""
+    a, b = (torch.cat([weights[name].flatten() for name in weight_kinds(old)]) for weights in (new, old))
     return float(a @ b / (b @ b))

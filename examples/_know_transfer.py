@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_weights.data import MNIST1D, Digits
 from lightning_weights.functional.evaluation_mode import evaluation_mode
-from lightning_weights.modules import MLP, ConvNet1d
+from lightning_weights.modules import MLP, ConvNet1d, reestimate_batch_norm
+from lightning_weights.modules.weight_kinds import normalisation_layers
 
 Samples = tuple[Tensor, Tensor]
 OLD = 5  # of ten classes, in tasks with new classes
@@ -57,14 +58,18 @@ def classes_of(y: Tensor) -> int:
 
 
 @cache
-def task(name: str, seed: int) -> Task:
+def task(name: str, seed: int, batch_norm: bool = False) -> Task:
     """Divide the data of a task anew.
 
     Args:
         name: ``digits, new classes``: 0 to 4, then 5 to 9. ``digits, other images``: all, then shifted by a pixel with
             noise. ``mnist1d, new classes``.
         seed: Seed of the division.
+        batch_norm: Whether batch normalisation follows every layer of the network's body.
     """
+    if batch_norm:
+        found = task(name, seed)
+        return replace(found, network=partial(_normalised, found.network))
     if name.startswith("mnist1d"):
         network = partial(_convolutional, channels=20, layers=3, features=40)
         return _new_classes(network, *_signals(seed), {"lr": 2e-3, "batch_size": 50, "epochs": 15})
@@ -91,6 +96,14 @@ def _perceptron(classes: int) -> nn.Module:
 
 def _convolutional(classes: int, **sizes: int) -> nn.Module:
     return ConvNet1d(**sizes, num_classes=classes)
+
+
+def _normalised(network: Callable[[int], nn.Module], classes: int) -> nn.Module:
+    made = network(classes)
+    for place, layer in enumerate(made.body):
+        if isinstance(layer, nn.Linear | nn.Conv1d):
+            made.body[place] = nn.Sequential(layer, nn.BatchNorm1d(len(layer.weight)))
+    return made
 
 
 @cache
@@ -140,10 +153,10 @@ def few_shots(pool: Samples, shots: int, seed: int) -> Samples:
 
 
 def fine_tune(networks: Sequence[nn.Module], samples: Sequence[Samples], lr: float, seeds: Sequence[int]) -> None:
-    """Give networks new heads and train them in the paper's two phases: the head, then all weights along a cosine.
+    """Give networks new heads and train them in the paper's two phases: head and norms, then all along a cosine.
 
-    They are trained side by side, as stacks of weights. Adam treats every entry by itself, so each network ends where
-    it would have ended alone.
+    Statistics of batch normalisation are first averaged over the few samples. The networks are trained side by side, as
+    stacks of weights. Adam treats every entry by itself, so each ends where it would have ended alone.
 
     Args:
         networks: Networks of one architecture with a linear ``head``, which are changed.
@@ -152,22 +165,24 @@ def fine_tune(networks: Sequence[nn.Module], samples: Sequence[Samples], lr: flo
         seeds: Seeds of the heads and of the orders.
     """
     classes = classes_of(samples[0][1])
-    for network, seed in zip(networks, seeds, strict=True):
+    for network, seed, (inputs, _) in zip(networks, seeds, samples, strict=True):
+        reestimate_batch_norm(network, [inputs])
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network.head = nn.Linear(network.head.in_features, classes)
-    stacked, _ = stack_module_state(list(networks))
+    stacked, statistics = stack_module_state(list(networks))
     skeleton = copy.deepcopy(networks[0]).to("meta")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     x, y = (torch.stack(parts) for parts in zip(*samples, strict=True))
     which = torch.arange(len(networks))[:, None]
 
-    def loss(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(functional_call(skeleton, weights, (inputs,)), labels)
+    def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(functional_call(skeleton, (weights, buffers), (inputs,)), labels)
 
-    heads = {name: weight for name, weight in stacked.items() if name.startswith("head.")}
+    layers = {"head", *normalisation_layers({name: weight.shape[1:] for name, weight in stacked.items()})}
+    first = {name: weight for name, weight in stacked.items() if name.rpartition(".")[0] in layers}
     order: list[Tensor] = []
-    for steps, trained in ((HEAD_STEPS, heads), (STEPS, stacked)):
+    for steps, trained in ((HEAD_STEPS, first), (STEPS, stacked)):
         optimizer = torch.optim.Adam(trained.values(), lr=lr, fused=True)
         schedule = CosineAnnealingLR(optimizer, steps) if trained is stacked else None
         for _ in range(steps):
@@ -176,12 +191,12 @@ def fine_tune(networks: Sequence[nn.Module], samples: Sequence[Samples], lr: flo
                 order = list(rows.split(BATCH, dim=1))
             rows = order.pop()
             optimizer.zero_grad()
-            vmap(loss)(stacked, x[which, rows], y[which, rows]).sum().backward()
+            vmap(loss)(stacked, statistics, x[which, rows], y[which, rows]).sum().backward()
             optimizer.step()
             if schedule is not None:
                 schedule.step()
     for place, network in enumerate(networks):
-        network.load_state_dict({name: weight[place].detach() for name, weight in stacked.items()})
+        network.load_state_dict({name: value[place].detach() for name, value in {**stacked, **statistics}.items()})
 
 
 def loss_and_accuracy(network: nn.Module, samples: Samples) -> tuple[float, float]:

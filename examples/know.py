@@ -7,6 +7,7 @@ stand the weights as they were trained, a random start, shrinking (0.93 and 0.8 
 snapshots, linear extrapolation, and the weights of a network that has really seen twice the samples.
 
     python examples/know.py --seeds 5
+    python examples/know.py --seeds 5 --batch-norm --rates 0.001 --out results/know_batch_norm
 
 All starts are trained with one learning rate, as in the paper, and with the best for each on a seed of its own.
 
@@ -26,11 +27,26 @@ import torch
 from _files import Run
 from _harness import Column, Estimate, Results, Settings, arguments, conclude, run_all
 from _know_starts import NETWORK, SESSIONS, part_of, predicted, size_of
-from _know_transfer import few_shots, fine_tune, learn_and_forget, learn_from_all, loss_and_accuracy, task
+from _know_transfer import (
+    Task,
+    classes_of,
+    few_shots,
+    fine_tune,
+    learn_and_forget,
+    learn_from_all,
+    loss_and_accuracy,
+    task,
+)
 from _plots import COLOURS, GREYS, draw_bars, plot
 from torch import nn
 
-from lightning_weights.modules import KNOWNBank, read_predicted, read_snapshots, write_predicted
+from lightning_weights.modules import (
+    KNOWNBank,
+    read_predicted,
+    read_snapshots,
+    reestimate_batch_norm,
+    write_predicted,
+)
 
 TASKS = {"A": "digits, new classes", "B": "digits, other images", "C": "mnist1d, new classes"}
 SHOTS = (25, 100)
@@ -62,34 +78,32 @@ TUNING_SEEDS = (100,)
 
 def prepare(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     """Train the networks of a seed, which all starts are made from, and record how they forget."""
-    found = {}
+    accuracies = {}
     for letter, name in TASKS.items():
-        place = folder / f"{letter} {seed}"
+        found, place = task(name, seed, settings["batch_norm"]), folder / f"{letter} {seed}"
         for old in place.glob("*.safetensors"):
             old.unlink()
-        learn_and_forget(task(name, seed), SESSIONS, seed, place)
-        write_predicted(place / "more.safetensors", learn_from_all(task(name, seed), seed))
-        network = with_weights(letter, METHODS[NAIVE], seed, folder, "digits")
-        found[f"{letter} accuracy"] = loss_and_accuracy(network, task(name, seed).source_test)[1]
-    return found
+        learn_and_forget(found, SESSIONS, seed, place)
+        write_predicted(place / "more.safetensors", learn_from_all(found, seed))
+        network = with_weights(found, METHODS[NAIVE], seed, place, "digits")
+        accuracies[f"{letter} accuracy"] = loss_and_accuracy(network, found.source_test)[1]
+    return accuracies
 
 
-def with_weights(letter: str, settings: Settings, seed: int, folder: Path, bank: str) -> nn.Module:
-    """Return the first task's network with the weights of a start."""
-    found, place = task(TASKS[letter], seed), folder / f"{letter} {seed}"
+def with_weights(found: Task, settings: Settings, seed: int, place: Path, bank: str) -> nn.Module:
+    """Return the first task's network with the weights of a start, and statistics of its samples."""
     torch.manual_seed(1000 + seed)
-    network = found.network(int(found.source[1].max()) + 1)
-    if settings["rule"] == "random":
-        return network
+    network = found.network(classes_of(found.source[1]))
     if settings["rule"] == "more":
         weights = read_predicted(place / "more.safetensors")[0]
         network.load_state_dict({name.removeprefix(NETWORK): tensor for name, tensor in weights.items()})
-        return network
-    snapshots = read_snapshots(sorted(place.glob("session_*.safetensors")))
-    weights = predicted(snapshots, settings["rule"], settings["recursions"], bank)
-    if "part" in settings:
-        weights = part_of(weights, predicted(snapshots, "bank", 0, bank), settings["part"])
-    network.load_state_dict(weights)
+    elif settings["rule"] != "random":
+        snapshots = read_snapshots(sorted(place.glob("session_*.safetensors")))
+        weights = predicted(snapshots, settings["rule"], settings["recursions"], bank)
+        if "part" in settings:
+            weights = part_of(weights, predicted(snapshots, "bank", 0, bank), settings["part"])
+        network.load_state_dict(weights)
+    reestimate_batch_norm(network, [found.half[0]])
     return network
 
 
@@ -97,7 +111,7 @@ def train_one(settings: Settings, seed: int, folder: Path, bank: str) -> dict[st
     """Learn the second tasks from all starts, and return what came out under ``start: quantity``.
 
     Args:
-        settings: The learning rate.
+        settings: The learning rate, and whether networks have batch normalisation.
         seed: Seed of the networks, the divisions and the draws.
         folder: Where `prepare` has written.
         bank: Name or file of the bank.
@@ -105,8 +119,8 @@ def train_one(settings: Settings, seed: int, folder: Path, bank: str) -> dict[st
     measured: dict[str, float] = {}
     seeds = [seed + 1000 * draw for draw in range(DRAWS)]
     for letter, name in TASKS.items():
-        found = task(name, seed)
-        starts = {start: with_weights(letter, how, seed, folder, bank) for start, how in METHODS.items()}
+        found, place = task(name, seed, settings["batch_norm"]), folder / f"{letter} {seed}"
+        starts = {start: with_weights(found, how, seed, place, bank) for start, how in METHODS.items()}
         old = starts[NAIVE].state_dict()
         for start, network in starts.items():
             loss, right = loss_and_accuracy(network, found.source_test)
@@ -117,16 +131,16 @@ def train_one(settings: Settings, seed: int, folder: Path, bank: str) -> dict[st
             few = [few_shots(found.pool, shots, own) for own in seeds] * len(starts)
             fine_tune(networks, few, settings["lr"], seeds * len(starts))
             right = [loss_and_accuracy(network, found.test)[1] for network in networks]
-            for place, start in enumerate(starts):
-                own = right[place * DRAWS : (place + 1) * DRAWS]
+            for number, start in enumerate(starts):
+                own = right[number * DRAWS : (number + 1) * DRAWS]
                 measured[f"{start}: {letter}{shots}"] = statistics.fmean(own)
     return measured
 
 
-def rate_of(start: str, rated: Results) -> float:
+def rate_of(start: str, rated: Results, rates: Sequence[float]) -> float:
     """Return the learning rate that is best for a start on the tuning seeds, over all tasks and shots."""
     scores = {}
-    for rate in RATES:
+    for rate in rates:
         values = [rated.values(f"{start}: {place}", label(rate)) for place in PLACES]
         scores[rate] = statistics.fmean(own[seed] for own in values for seed in TUNING_SEEDS)
     return max(scores, key=lambda rate: scores[rate])
@@ -141,11 +155,11 @@ def by_start(rated: Results, rates: Mapping[str, float]) -> Results:
     """Return the results of every start: with the common learning rate and with its own, and gains over `NAIVE`.
 
     Args:
-        rated: Results of every learning rate, for all starts.
+        rated: Results of the learning rates that are needed, for all starts.
         rates: Learning rate of each start.
     """
     table = {(run.method, run.seed): run.metrics for run in rated.runs}
-    seeds = sorted({run.seed for run in rated.runs} - set(TUNING_SEEDS))
+    seeds = sorted({run.seed for run in rated.runs})
     metrics: dict[tuple[str, int], dict[str, float]] = {}
     for seed in seeds:
         for start in METHODS:
@@ -194,16 +208,17 @@ def draw(results: Results, bank: str, path: Path) -> None:
             axis.set_yticklabels([])
 
 
-def losses_by_session(seeds: Iterable[int], folder: Path) -> list[Estimate]:
+def losses_by_session(seeds: Iterable[int], folder: Path, batch_norm: bool) -> list[Estimate]:
     """Return the loss on the first tasks after every session, that on all samples first."""
     losses: dict[int, list[float]] = {}
     for seed in seeds:
         own: dict[int, list[float]] = {}
         for letter, name in TASKS.items():
-            network = with_weights(letter, METHODS[RANDOM], seed, folder, "")
-            for snapshot in read_snapshots(sorted((folder / f"{letter} {seed}").glob("session_*.safetensors"))):
+            found, place = task(name, seed, batch_norm), folder / f"{letter} {seed}"
+            network = with_weights(found, METHODS[RANDOM], seed, place, "")
+            for snapshot in read_snapshots(sorted(place.glob("session_*.safetensors"))):
                 network.load_state_dict({key.removeprefix(NETWORK): tensor for key, tensor in snapshot.items()})
-                loss, _ = loss_and_accuracy(network, task(name, seed).source_test)
+                loss, _ = loss_and_accuracy(network, found.source_test)
                 own.setdefault(snapshot.session, []).append(loss)
         for session, values in own.items():
             losses.setdefault(session, []).append(statistics.fmean(values))
@@ -253,19 +268,27 @@ def report(results: Results, rates: Mapping[str, float], sessions: Sequence[Esti
 def main() -> None:
     parser = arguments("know", "Few shots from weights that were predicted, and from others.", seeds=3)
     parser.add_argument("--bank", default="digits", help="name or file of the bank (%(default)s)")
+    parser.add_argument("--batch-norm", action="store_true", help="networks with batch normalisation")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     options = parser.parse_args()
     folder = options.out / "sources"
-    seeds = [*TUNING_SEEDS, *range(options.seeds)]
+    tuning = TUNING_SEEDS if len(options.rates) > 1 else ()
+    seeds = range(options.seeds)
+    common = {"batch_norm": options.batch_norm}
     shared = {"resume": options.resume, "workers": options.workers}
-    run_all({"first tasks": {}}, seeds, partial(prepare, folder=folder), folder, watch="A accuracy", **shared)
-    rated = {label(rate): {"lr": rate} for rate in RATES}
+    first = partial(prepare, folder=folder)
+    run_all({"first tasks": common}, [*tuning, *seeds], first, folder, watch="A accuracy", **shared)
     run = partial(train_one, folder=folder, bank=options.bank)
-    watch, common = f"{LAST}: {PLACES[0]}", {"bank": options.bank}
-    found = run_all(rated, seeds, run, options.out, watch=watch, common=common, **shared)
-    rates = {start: rate_of(start, found) for start in METHODS}
-    results = by_start(found, rates)
+    shared |= {"watch": f"{LAST}: {PLACES[0]}", "common": {"bank": options.bank}}
+    rates = dict.fromkeys(METHODS, options.rates[0])
+    if tuning:
+        rated = {label(rate): {"lr": rate, **common} for rate in options.rates}
+        tried = run_all(rated, tuning, run, options.out / "tuning", **shared)
+        rates = {start: rate_of(start, tried, options.rates) for start in METHODS}
+    needed = {label(rate): {"lr": rate, **common} for rate in sorted({LR, *rates.values()})}
+    results = by_start(run_all(needed, seeds, run, options.out, **shared), rates)
     draw(results, options.bank, options.out / "know.png")
-    report(results, rates, losses_by_session(range(options.seeds), folder), options.out)
+    report(results, rates, losses_by_session(seeds, folder, options.batch_norm), options.out)
 
 
 if __name__ == "__main__":
