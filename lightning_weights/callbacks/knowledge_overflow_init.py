@@ -212,9 +212,9 @@ class KnowledgeOverflowInit(LeanCallback):
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule) -> None:
         warm = trainer.current_epoch < self.warmup_epochs and self.warmup_trainable == "head+norm"
-        first = set(self._first)
+        first = set(self._first)  # empty where a run goes on that began without the callback
         named = pl_module.named_parameters()
-        self._still = [param for name, param in named if plain_name(name) not in first] if warm else []
+        self._still = [param for name, param in named if plain_name(name) not in first] if warm and first else []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Drop the gradients of what stands still."""

@@ -207,6 +207,14 @@ def test_a_stopped_run_goes_on_bit_for_bit_without_the_file(root, predicted, tmp
         assert not differing(straight, run(99, "gone.safetensors", tmp_path / place)), place
 
 
+def test_a_run_that_began_without_it_goes_on_as_it_was(tmp_path):
+    _, trainer = fit(ExactResume(), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    plain, _ = fit(ExactResume(), ckpt=tmp_path / "plain.ckpt")
+    module, _ = fit(KnowledgeOverflowInit("gone.safetensors"), extra=[ExactResume()], ckpt=tmp_path / "plain.ckpt")
+    assert not differing(flat(module.state_dict()), flat(plain.state_dict()))
+
+
 class Compiled(nn.Module):
     """Names its weights as torch.compile does."""
 
