@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from _files import Run, write_runs
-from _harness import Column, Results, conclude, hush
+from _harness import Column, Results, conclude, quiet_trainer
 from _trajectories import CLASSES, SESSIONS, Architecture, Name, record_at_random
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from rich.progress import track
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -110,23 +110,22 @@ def windows(folders: Sequence[Path], kind: Kind) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def meta_train(learn: Sequence[Path], kind: Kind, steps: int | None = None) -> KNOWN:
+def meta_train(learn: Sequence[Path], kind: Kind, steps: int, batch_size: int, lr: float) -> KNOWN:
     """Train a hyper-model for one kind of weights.
 
     Args:
         learn: Folders to learn from.
         kind: Which weights.
-        steps: Number of steps, instead of the one in ``META``.
+        steps: Number of steps, which whole epochs come close to.
+        batch_size: Weights per step.
+        lr: First learning rate of Adam.
     """
     seed_everything(META_SEED, verbose=False)
-    numbers = META[kind]
-    batch_size = numbers["batch_size"]
     folders = [str(folder) for folder in learn]
     data = TrajectoryDataModule(folders, kind, WINDOW, batch_size, 0.0, MAX_WEIGHTS, seed=META_SEED)
-    epochs = max(1, round((steps or numbers["steps"]) / len(data.train_dataloader())))
-    meta = KNOWNMeta(WINDOW, lr=numbers["lr"], lr_scheduler=partial(CosineAnnealingLR, T_max=epochs))
-    hush()
-    Trainer(accelerator="cpu", devices=1, barebones=True, max_epochs=epochs).fit(meta, datamodule=data)
+    epochs = max(1, round(steps / len(data.train_dataloader())))
+    meta = KNOWNMeta(WINDOW, lr=lr, lr_scheduler=partial(CosineAnnealingLR, T_max=epochs))
+    quiet_trainer(max_epochs=epochs, limit_val_batches=0).fit(meta, datamodule=data)
     return meta.known.eval()
 
 
@@ -191,8 +190,8 @@ def report(results: Results, notes: Sequence[str], out: Path) -> bool:
     return conclude(results, columns, criteria, out, claim="predicts unseen weights best", notes=[first, *notes])
 
 
-def provenance(results: Results, learn: Sequence[Path]) -> dict[str, Any]:
-    """Return how the bank was made, and what it is worth."""
+def provenance(results: Results, learn: Sequence[Path], numbers: Mapping[Kind, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how the bank was made, and what it is worth; ``numbers`` are those of its meta-training."""
     names = [method for method in results.methods if method in ("no change", "linear", FITTED, OURS)]
     errors = {name: {m: results.estimate(m, name).mean for m in results.runs[0].metrics} for name in names}
     rounded = {name: {metric: round(value, 3) for metric, value in row.items()} for name, row in errors.items()}
@@ -207,7 +206,9 @@ def provenance(results: Results, learn: Sequence[Path]) -> dict[str, Any]:
         "sessions": SESSIONS,
         "forgetting": "sequential; rate U(0.3 or the least that leaves a sample per class, 0.9), Adam with lr "
         "U(1e-5, 4e-3), batches of U(8, min(128, smallest subset)), 1 to 8 epochs per session; a draw per recording",
-        "meta-training": {kind: {**META[kind], "optimizer": "Adam, cosine to 0", "loss": "L1"} for kind in KINDS},
+        "meta-training": {
+            kind: {**own, "optimizer": "Adam, cosine to 0", "loss": "L1"} for kind, own in numbers.items()
+        },
         "penalties": {"kernels": 1e-6, "biases": 0.1},
         "weights of a kind per recording": f"at most {MAX_WEIGHTS}, drawn at random",
         "seeds": {"recordings": TRAIN_SEED, "meta-training": META_SEED},
@@ -224,17 +225,17 @@ def main() -> bool:
     parser.add_argument("--save", action="store_true", help="write the bank into the package")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    hush()
     learn, test = record_all(arguments.out)
+    numbers = {kind: {**own, "steps": arguments.steps or own["steps"]} for kind, own in META.items()}
     if arguments.bank:
         bank = KNOWNBank.from_pretrained(arguments.bank)
     else:
-        bank = KNOWNBank(**{kind: meta_train(learn, kind, arguments.steps) for kind in KINDS})
+        bank = KNOWNBank(**{kind: meta_train(learn, kind, **own) for kind, own in numbers.items()})
     results, notes = compare(bank, learn, test)
     write_runs(arguments.out / "runs.csv", results.runs)
     holds = report(results, notes, arguments.out)
     if not arguments.bank:
-        bank.about = provenance(results, learn)
+        bank.about = provenance(results, learn, numbers)
         bank.save(arguments.out / "bank.safetensors")
         if arguments.save:
             bank.save(BANKS / "digits.safetensors")

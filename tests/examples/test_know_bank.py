@@ -8,7 +8,7 @@ import torch
 from _trajectories import CLASSES, SESSIONS, Architecture, draw, inputs_and_labels, record
 
 from lightning_weights.functional.weight_extrapolation import fit_coefficients
-from lightning_weights.modules import KNOWNBank, LinearExtrapolation, write_snapshot
+from lightning_weights.modules import KNOWN, KNOWNBank, LinearExtrapolation, write_snapshot
 
 DATA = ("digits", "noisy digits", "cancer", "generated")  # mnist1d takes seconds to make
 NETWORKS = (Architecture((6, 5)), Architecture((3, 4, 5), 6))
@@ -48,8 +48,9 @@ def test_a_recording_has_a_snapshot_of_every_session():
     assert not torch.equal(found[0]["network.head.weight"], found[-1]["network.head.weight"])
 
 
-def test_a_bank_of_lines_has_the_error_of_the_line(tmp_path):
-    """Weights that go on in a line, apart from noise."""
+@pytest.fixture
+def recordings(tmp_path):
+    """Return folders to learn from and to test on, whose weights go on in a line, apart from noise."""
     learn, test = [], {}
     for run in range(4):
         generator = torch.Generator().manual_seed(run)
@@ -64,8 +65,23 @@ def test_a_bank_of_lines_has_the_error_of_the_line(tmp_path):
             learn.append(tmp_path / str(run))
         else:
             test["known data" if run == 2 else "new data", 0] = [tmp_path / str(run)]
+    return learn, test
+
+
+def test_the_script_writes_a_bank_that_says_how_it_was_made(recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(know_bank, "record_all", lambda out: recordings)
+    monkeypatch.setattr("sys.argv", ["know_bank.py", "--steps", "3", "--out", str(tmp_path)])
+    know_bank.main()
+    bank = KNOWNBank.from_pretrained(str(tmp_path / "bank.safetensors"))
+    assert [numbers["steps"] for numbers in bank.about["meta-training"].values()] == [3, 3, 3]
+    assert bank.about["recordings"] == 2
+    torch.manual_seed(know_bank.META_SEED)
+    assert not torch.equal(bank.fc.packed(), KNOWN().packed())
+
+
+def test_a_bank_of_lines_has_the_error_of_the_line(recordings):
     line = LinearExtrapolation(fit_coefficients(5, points=2))
-    results, notes = know_bank.compare(KNOWNBank(line, line, line), learn, test)
+    results, notes = know_bank.compare(KNOWNBank(line, line, line), *recordings)
     for metric in results.runs[0].metrics:
         ours, linear, nothing = (results.estimate(metric, name).mean for name in ("KNOWN", "linear", "no change"))
         assert ours == pytest.approx(linear, abs=1e-3)
