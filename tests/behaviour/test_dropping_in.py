@@ -8,45 +8,46 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from tests.behaviour.subjects import SUBJECTS, every_setup, own_optimizers
+from tests.behaviour.subjects import SETUPS, SUBJECTS, every_setup, own_optimizers
 from tests.helpers.battery import NOISE, SaveAt, differing, locate, small_module, tasks, train
 from tests.helpers.tiny import ROOTS
 
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
 
+def parts(row: Any, root: str = ROOTS[0], **overrides: Any) -> dict[str, Any]:
+    """Return a module with dropout and data in random order."""
+    return {"module": small_module(row, root, dropout=0.5, **overrides), "data": tasks(root, shuffle=True)}
+
+
 def straight_and_resumed(row: Any, path: Any, root: str = ROOTS[0], **overrides: Any) -> tuple[Any, Any]:
     """Train to the end, and train again from a checkpoint in the middle of the second task."""
-    overrides = {"dropout": 0.5, **overrides}
-    runs = []
-    for ckpt, extra in ((None, [SaveAt("on_train_batch_end", 6, path)]), (path, [])):
-        module, data = small_module(row, root, **overrides), tasks(root, shuffle=True)
-        runs.append(train(row, module, root=root, data=data, extra=extra, ckpt=ckpt, seed=1 if ckpt is None else 99))
-    return runs[0], runs[1]
+    save = SaveAt("on_train_batch_end", 6, path)
+    straight = train(row, **parts(row, root, **overrides), root=root, extra=[save])
+    return straight, train(row, **parts(row, root, **overrides), root=root, ckpt=path, seed=99)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, dict[str, Any]]:
+    """What every row leaves behind when nothing is unusual."""
+    return {row.name: train(row, **parts(row)) for row in SETUPS}
 
 
 @every_setup
-@pytest.mark.parametrize("root", ROOTS)
-def test_trains_and_resumes_under_both_roots(row, root, tmp_path):
-    straight, resumed = straight_and_resumed(row, tmp_path / "ckpt", root)
+def test_both_roots_train_to_the_same_numbers_and_resume(row, plain, tmp_path):
+    straight, resumed = straight_and_resumed(row, tmp_path / "ckpt", ROOTS[1])
     assert not differing(straight, resumed)
+    assert not differing(straight, plain[row.name])
     start = {f".weights.net.{name}": value for name, value in row.make_network().state_dict().items()}
     assert any(not torch.equal(straight[name], value) for name, value in start.items() if name in straight)
 
 
 @every_setup
-def test_both_roots_give_the_same_numbers(row):
-    ours, theirs = (train(row, root=root) for root in ROOTS)
-    assert not differing(ours, theirs)
-
-
-@every_setup
 @pytest.mark.parametrize("built_in", ["setup", "configure_model"])
-def test_networks_built_late(row, built_in, tmp_path):
+def test_networks_built_late(row, built_in, plain, tmp_path):
     straight, resumed = straight_and_resumed(row, tmp_path / "ckpt", built_in=built_in)
     assert not differing(straight, resumed)
-    early, _ = straight_and_resumed(row, tmp_path / "early")
-    assert not differing(straight, early)
+    assert not differing(straight, plain[row.name])
 
 
 @every_setup
@@ -94,12 +95,11 @@ def test_networks_without_matrices(row, tmp_path):
 
 
 @every_setup
-def test_float32_weights_under_a_float64_default(row):
-    expected = train(row)
-    module, data = small_module(row), tasks()
+def test_float32_weights_under_a_float64_default(row, plain):
+    expected, given = plain[row.name], parts(row)
     torch.set_default_dtype(torch.float64)
     try:
-        found = train(row, module, data=data)
+        found = train(row, **given)
     finally:
         torch.set_default_dtype(torch.float32)
     # values that are logged or measured follow the default, what is trained does not
@@ -143,15 +143,14 @@ class SwapAverages(Callback):
 
 @every_setup
 @pytest.mark.parametrize("first", [True, False])
-def test_averaged_weights_around_validation(row, first):
+def test_averaged_weights_around_validation(row, first, plain):
     swap = SwapAverages()
     callbacks = [swap, *row.make_callbacks()] if first else [*row.make_callbacks(), swap]
-    swapped = train(row, callbacks=callbacks)
+    swapped, expected = train(row, **parts(row), callbacks=callbacks), plain[row.name]
     assert swap.swaps == 2 * row.epochs
-    plain = train(row)
     # accuracies are those of the averages, training goes on as if nobody had swapped
-    trained = [name for name in plain if name.startswith((".weights", ".optimizer"))]
-    assert not differing({name: plain[name] for name in trained}, {name: swapped[name] for name in trained})
+    trained = [name for name in expected if name.startswith((".weights", ".optimizer"))]
+    assert not differing({name: expected[name] for name in trained}, {name: swapped[name] for name in trained})
 
 
 @own_optimizers
@@ -166,7 +165,7 @@ def test_params_may_be_a_one_shot_iterator_given_by_keyword(row):
 
 
 @own_optimizers
-def test_construction_after_a_type_error(row):
+def test_construction_after_a_type_error(row, plain):
     """Some projects offer every argument they know and, told by a TypeError, try again with fewer."""
     path, arguments = row.optimizer
     optimizer_class = locate(path)
@@ -179,7 +178,7 @@ def test_construction_after_a_type_error(row):
         assert torch.equal(weight, p)
         assert (vars(p), p._backward_hooks) == (attributes, hooks)
     configured = {"configure_optimizers": lambda self: _second_try(row, self)}
-    assert not differing(train(row), train(row, small_module(row, **configured)))
+    assert not differing(plain[row.name], train(row, **parts(row, **configured)))
 
 
 def _second_try(row: Any, module: Any) -> Any:
