@@ -156,7 +156,7 @@ class _Small:
 
 
 def tasks(root: str = ROOTS[0], batch_size: int = 4, shuffle: bool = False) -> Any:
-    """Return `tiny_tasks` in batches of any size; validation takes a task at once, since its batches are half the time."""
+    """Return `tiny_tasks` in batches of any size, but for validation: a task at once, since batches cost the time."""
 
     def train_dataloader(self: Any) -> DataLoader:
         return DataLoader(self.sets[self.task], batch_size=batch_size, shuffle=self.shuffle)
