@@ -23,6 +23,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _seeds_are_for_devices_that_exist() -> Iterator[None]:
+    """Keep torch.manual_seed from writing down its caller's stack once for each kind of device that isn't there."""
+    with pytest.MonkeyPatch.context() as patch:
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            if not device.is_available():
+                patch.setattr(device, "manual_seed_all", lambda seed: None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_seed_of_others() -> None:
     """Forget what seed_everything left in the environment: DDP would seed the processes of a later file with it."""
