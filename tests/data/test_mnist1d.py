@@ -7,24 +7,31 @@ import sys
 import numpy as np
 import pytest
 import torch
-from mnist1d.data import make_dataset
+from mnist1d.data import get_dataset_args, make_dataset
 
 from lightning_weights.data import MNIST1D
 from lightning_weights.errors import MissingDependencyError
 
 
-@pytest.fixture(scope="module")
-def published():
-    """Return what the package itself makes with its own arguments."""
-    return make_dataset()
-
-
-def test_the_default_is_the_published_data_set(published):
+def test_the_default_is_the_published_data_set(monkeypatch):
+    """Asked for with the package's own arguments; its first hundred signals stand for 5000, which take seconds."""
+    few, given = get_dataset_args(), []
+    few.num_samples = 100
+    published = make_dataset(few)
+    monkeypatch.setattr("mnist1d.data.make_dataset", lambda arguments: given.append(arguments) or published)
     parts = MNIST1D().tensors()
+    assert [vars(arguments) for arguments in given] == [vars(get_dataset_args())]
+    assert given[0].num_samples == 5000
     for part, name in zip(parts, ("x", "y", "x_test", "y_test"), strict=True):
         assert np.array_equal(part.squeeze(1).numpy() if "x" in name else part.numpy(), published[name].astype("f4"))
-    assert [tuple(part.shape) for part in parts] == [(4000, 1, 40), (4000,), (1000, 1, 40), (1000,)]
+    assert [tuple(part.shape) for part in parts] == [(80, 1, 40), (80,), (20, 1, 40), (20,)]
     assert (parts[0].dtype, parts[1].dtype) == (torch.float32, torch.int64)
+
+
+def test_signals_are_those_of_the_package():
+    few = get_dataset_args()
+    few.num_samples = 50
+    assert np.array_equal(MNIST1D(num_samples=50).tensors()[0].squeeze(1).numpy(), make_dataset(few)["x"].astype("f4"))
 
 
 def test_the_seed_decides_and_global_generators_stay():
