@@ -23,6 +23,7 @@ from tests.helpers.tasks import make_trainer
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|worker|logging interval|GPU|checkpoint|gradient_clip_val is unset|monitors).*"
 )
+SHORT = {"limit_train_batches": 1}  # where only the start or the end of a run is looked at
 KEYS = {"error", "verified_error", "verified_error_current_eps"}
 
 
@@ -99,23 +100,23 @@ def test_learning_rate_drops_at_the_milestones_and_can_be_replaced():
             self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     rates = Rates()
-    trainer = fit(classifier(lr_milestones=[2, 4]), [rates])
+    trainer = fit(classifier(lr_milestones=[2, 4]), [rates], **SHORT)
     assert rates.seen == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.0004])
     assert type(trainer.optimizers[0]) is torch.optim.Adam
     own = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.5), "lr_milestones": [2]}
     rates = Rates()
-    trainer = fit(classifier(**own), [rates])
+    trainer = fit(classifier(**own), [rates], **SHORT)
     assert type(trainer.optimizers[0]) is torch.optim.SGD
     assert set(rates.seen) == {0.5}
     drop = {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)}
     rates = Rates()
-    fit(classifier(**own, **drop), [rates])
+    fit(classifier(**own, **drop), [rates], **SHORT)
     assert rates.seen == pytest.approx([0.5 * 0.1**epoch for epoch in range(5)])
 
 
 def test_reports_are_the_metric_at_both_radii():
     watch, model = Watch(), classifier(batch_norm=False)
-    trainer = fit(model, [watch], validate=True, limit_train_batches=6)
+    trainer = fit(model, [watch], validate=True, limit_train_batches=2)
     assert {f"val/{name}" for name in KEYS} < watch.logged[-1].keys()
     model.eval()
     for eps, name in ((0.0, "error"), (0.1, "verified_error"), (0.1, "verified_error_current_eps")):
@@ -135,7 +136,7 @@ def test_reports_are_the_metric_at_both_radii():
 
 def test_logs_what_the_regularisers_see():
     watch = Watch()
-    fit(classifier(), [watch])
+    fit(classifier(), [watch], **SHORT)
     keys = {
         f"weights/ibp_warmup/{name}" for name in ("eps", "tightness", "relu", "active_fraction", "inactive_fraction")
     }
@@ -143,8 +144,7 @@ def test_logs_what_the_regularisers_see():
     assert [logged["weights/ibp_warmup/eps"] for logged in watch.logged][-1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("batch", [2, 8, 16])
-def test_resuming_in_the_ramp_changes_no_bit(batch, tmp_path):
+def test_resuming_in_the_ramp_changes_no_bit(tmp_path):
     def run(**options):
         watch = Watch()
         callbacks = [ExactResume(), watch, *options.pop("extra", [])]
@@ -152,18 +152,19 @@ def test_resuming_in_the_ramp_changes_no_bit(batch, tmp_path):
         fit(model, callbacks, samples(shuffle=True), validate=True, accumulate_grad_batches=2, **options)
         return flat(model.state_dict()), watch.eps
 
-    save = SaveAt("on_train_batch_end", batch, tmp_path / "ckpt")
-    straight, eps = run(extra=[save])
-    resumed, rest = run(ckpt=tmp_path / "ckpt", seed=9, net_seed=9)
-    assert not differing(straight, resumed)
-    assert rest == eps[batch:]
+    batches = (2, 8, 16)
+    straight, eps = run(extra=[SaveAt("on_train_batch_end", batch, tmp_path / f"{batch}") for batch in batches])
+    for batch in batches:
+        resumed, rest = run(ckpt=tmp_path / f"{batch}", seed=9, net_seed=9)
+        assert not differing(straight, resumed), batch
+        assert rest == eps[batch:]
 
 
 def test_the_initialisation_is_for_fresh_runs(tmp_path):
     plain = classifier().net.body[1].weight.clone()
     kept, drawn = classifier(init="keep"), classifier()
     for model in (kept, drawn):
-        fit(model, [SaveAt("on_train_start", 1, tmp_path / f"{model.init}")], max_epochs=4)
+        fit(model, [SaveAt("on_train_start", 1, tmp_path / f"{model.init}")], **SHORT)
     weights = {name: torch.load(tmp_path / name, weights_only=True)["state_dict"] for name in ("ibp", "keep")}
     assert torch.equal(weights["keep"]["net.body.1.weight"], plain)
     assert not torch.equal(weights["ibp"]["net.body.1.weight"], plain)
@@ -172,7 +173,7 @@ def test_the_initialisation_is_for_fresh_runs(tmp_path):
 
 def test_trained_networks_are_not_initialised_by_accident(tmp_path):
     model = classifier()
-    trainer = fit(model)
+    trainer = fit(model, **SHORT)
     trainer.save_checkpoint(tmp_path / "ckpt")
     with pytest.raises(ValueError, match=r"init='ibp' would overwrite a network that was trained"):
         fit(model)
@@ -186,9 +187,17 @@ def test_trained_networks_are_not_initialised_by_accident(tmp_path):
     with pytest.raises(ValueError, match="force_init=True"):
         fit(network)
     again.init = "keep"
-    fit(again)
+    fit(again, **SHORT)
     forced = classifier(net=model.net, force_init=True)
-    fit(forced)
+    fit(forced, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Return a checkpoint from the middle of the ramp, and of an epoch."""
+    path = tmp_path_factory.mktemp("saved") / "ckpt"
+    fit(classifier(), [SaveAt("on_train_batch_end", 15, path)])
+    return path
 
 
 @pytest.mark.parametrize(
@@ -199,16 +208,15 @@ def test_trained_networks_are_not_initialised_by_accident(tmp_path):
         ({"kind": "smoothed"}, "kind was 'linear', is 'smoothed'"),
     ],
 )
-def test_a_resumed_schedule_has_to_be_the_same(changed, message, tmp_path):
-    fit(classifier(), [SaveAt("on_train_batch_end", 9, tmp_path / "ckpt")])
+def test_a_resumed_schedule_has_to_be_the_same(changed, message, saved):
     with pytest.raises(ValueError, match=message):
-        fit(classifier(schedule=changed), ckpt=tmp_path / "ckpt")
+        fit(classifier(schedule=changed), ckpt=saved)
     with pytest.raises(ValueError, match="an epoch has 3 optimizer steps, but the resumed run had 6"):
-        fit(classifier(), loader=samples(batch=8), ckpt=tmp_path / "ckpt")
+        fit(classifier(), loader=samples(batch=8), ckpt=saved)
 
 
 def test_loading_with_another_schedule_is_refused(tmp_path):
-    fit(classifier()).save_checkpoint(tmp_path / "ckpt")
+    fit(classifier(), **SHORT).save_checkpoint(tmp_path / "ckpt")
     given = {"net": MLP(6, (8, 8), 3, batch_norm=True), "schedule": EpsilonSchedule(0.2, "linear", 2, 2)}
     with pytest.raises(ValueError, match=r"max_eps was 0.1, is 0.2"):
         CertifiedClassifier.load_from_checkpoint(tmp_path / "ckpt", weights_only=True, **given)
@@ -224,11 +232,10 @@ def test_half_precision_inputs_train_and_are_judged():
     assert model(x.float() + 3).isfinite().all()  # plain inference, outside the valid range
 
 
-def test_a_checkpoint_is_judged_at_the_radius_of_its_training(tmp_path):
-    fit(classifier(), [SaveAt("on_train_batch_end", 12, tmp_path / "ckpt")])
+def test_a_checkpoint_is_judged_at_the_radius_of_its_training(saved):
     model = classifier(seed=4)
-    make_trainer([]).validate(model, samples(), ckpt_path=tmp_path / "ckpt", weights_only=True, verbose=False)
-    assert model.certifier.eps.item() == pytest.approx(EpsilonSchedule(0.1, "linear", 2, 2)(11, 6))
+    make_trainer([]).validate(model, samples(), ckpt_path=saved, weights_only=True, verbose=False)
+    assert model.certifier.eps.item() == pytest.approx(EpsilonSchedule(0.1, "linear", 2, 2)(14, 6))
     untrained = classifier()
     assert untrained.certifier.eps.item() == pytest.approx(0.1)  # never silently 0
 
@@ -247,13 +254,13 @@ def test_a_ramp_that_does_not_fit_is_an_error(options, message):
         fit(model, **options)
     if "max_steps" not in options:
         assert not differing(before, flat(model.state_dict()))
-    fit(classifier(), max_epochs=4)
+    fit(classifier(), max_epochs=4, **SHORT)
 
 
 def caught(model, **options):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        fit(model, **options)
+        fit(model, **SHORT, **options)
     return [str(item.message) for item in found if item.category is LightningWeightsWarning]
 
 
@@ -303,9 +310,8 @@ def test_the_callback_is_for_other_modules():
 
 def test_bf16_autocast_trains_in_float32():
     watch = Watch()
-    exact = fit(classifier(batch_norm=False), [watch]).callback_metrics["train/loss"]
-    mixed = fit(classifier(batch_norm=False), [watch], precision="bf16-mixed").callback_metrics["train/loss"]
-    assert torch.equal(exact, mixed)
+    exact, mixed = (fit(classifier(batch_norm=False), [watch], precision=p, **SHORT) for p in (32, "bf16-mixed"))
+    assert torch.equal(exact.callback_metrics["train/loss"], mixed.callback_metrics["train/loss"])
     with pytest.raises(ValueError, match="half precision, in which bounds prove nothing"):
         fit(classifier(), precision="bf16-true")
 
@@ -315,9 +321,10 @@ def test_the_command_line_builds_it(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "ibp_warmup.yaml").read_text())
     config["trainer"] |= {
-        "limit_train_batches": 2,
+        "max_epochs": 13,  # one more than the ramp takes
+        "limit_train_batches": 1,
         "limit_val_batches": 1,
-        "check_val_every_n_epoch": 30,
+        "check_val_every_n_epoch": 13,
         "logger": False,
     }
     config["trainer"] |= {"enable_checkpointing": False, "enable_progress_bar": False}
