@@ -20,7 +20,7 @@ from tests.helpers.battery import NOISE, differing, flat
 pytestmark = pytest.mark.filterwarnings(NOISE, "ignore:.*barebones")
 
 INCREMENTS = [2, 1, 1]
-EPOCHS = 3
+EPOCHS = 2
 
 
 class Corners(ClassificationData):
@@ -39,7 +39,7 @@ def parts(seed: int = 0, **options: Any) -> tuple[ClassIncrementalModule, ClassI
     """Return a module with dropout and batch normalisation, and the data; the weights are the seed's."""
     torch.manual_seed(seed)
     backbone = nn.Sequential(nn.Linear(4, 12), nn.BatchNorm1d(12), nn.Dropout(0.2), nn.ReLU())
-    module = ClassIncrementalModule(backbone, 12, lr=0.05, milestones=(2,))
+    module = ClassIncrementalModule(backbone, 12, lr=0.05, milestones=(1,))
     return module, ClassIncremental(Corners(), INCREMENTS, ExemplarMemory(8), batch_size=8, **options)
 
 
@@ -177,7 +177,7 @@ PLACES = {
     ),
     "before anything was trained": patched(Trainer, "fit", lambda self, *_: True),
 }
-BATCHES = {"first epoch": (1, 0, 1), "later epoch": (1, 2, 1), "first step": (0, 1, 0), "last batch of all": (2, 2, 2)}
+BATCHES = {"first epoch": (1, 0, 1), "later epoch": (1, 1, 1), "first step": (0, 1, 0), "last batch of all": (2, 1, 2)}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -311,7 +311,7 @@ class PowerCut(KillAt):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_process_is_continued_in_the_same_bits(straight, tmp_path):
-    for place in ((0, 2, 1), (1, 1, 0), (2, 0, 2)):
+    for place in ((0, 1, 1), (1, 1, 0), (2, 0, 2)):
         child = os.fork()
         if child == 0:
             runner(tmp_path, PowerCut(*place)).run()
