@@ -1,7 +1,9 @@
 """scikit-learn's handwritten digits, which come with that package: all at once or as streams of tasks."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,14 +17,22 @@ from lightning_weights.errors import MissingDependencyError, check_choice, check
 IMAGES, PIXELS, CLASSES = 1797, 64, 10
 
 
+@functools.cache
+def _read() -> tuple[Any, Any]:
+    """Return all images and labels; the file is text, and reading it takes longer than many trainings on it."""
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
+
+
 def _load(test_size: int, seed: int, purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return training images (N, 64) in [0, 1] and labels, test images and labels; the classes keep their shares."""
     try:
-        from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
+
+        images, targets = _read()
     except ImportError as error:
         raise MissingDependencyError("scikit-learn", "stacking", purpose) from error
-    images, targets = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = (
         torch.from_numpy(part)
         for part in train_test_split(images, targets, test_size=test_size, random_state=seed, stratify=targets)

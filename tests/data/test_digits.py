@@ -230,7 +230,7 @@ def test_split_needs_a_whole_number_of_tasks(num_tasks):
 
 @pytest.mark.parametrize("stream", [SplitDigits, Digits])
 def test_missing_sklearn_is_named(monkeypatch, stream):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
     message = rf"{stream.__name__} needs the package 'scikit-learn'.*pip install scikit-learn"
     with pytest.raises(MissingDependencyError, match=message):
         stream().setup()
