@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from lightning_weights.cli import run
 from lightning_weights.methods import METHODS
 from tests.behaviour.subjects import CALLBACKS, OPTIMIZERS, SUBJECTS
 from tests.helpers.battery import NOISE, locate
+from tests.helpers.commands import keep_commands, print_completion
+from tests.helpers.two_processes import run_elsewhere
 
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
@@ -53,6 +54,7 @@ BASE = {
 @pytest.fixture
 def cli(tmp_path, monkeypatch, capsys):
     """Run a command line in a folder of its own and return its exit code, output and errors."""
+    keep_commands(monkeypatch, "fit")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-weights"])
 
@@ -178,7 +180,9 @@ def test_callbacks_are_appended_with_their_arguments(cli, path):
     assert contains(callbacks[1]["init_args"], dict(arguments))
 
 
-def test_a_command_line_trains(cli):
+def test_a_command_line_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-weights"])
     Path("given.yaml").write_text(yaml.safe_dump(BASE))
     arguments = ["--config", "given.yaml", "--optimizer=CLASSP", "--optimizer.lr=0.05"]
     arguments += ["--trainer.callbacks+=CLASSPPhases", "--trainer.callbacks.switch_at=3"]
@@ -211,11 +215,9 @@ def test_bash_completes_commands_options_and_classes(tmp_path):
     pytest.importorskip("shtab")
     script = tmp_path / "completion.bash"
     # a process of its own: completion is for the classes that the program loads, not for those of other tests
-    command = [sys.executable, "-m", "lightning_weights", "--print_completion", "shtab-bash"]
-    with script.open("w") as file:
-        subprocess.run(command, stdout=file, check=True, timeout=120, cwd=REPOSITORY)
+    run_elsewhere(print_completion, script)
 
-    begun = ["f", "fit --trainer.max", "fit --model.", "fit --model lightning_weights."]
+    begun = ["f", "stack --we", "fit --trainer.max", "fit --model.", "fit --model lightning_weights."]
     parts = {f"fit --optimizer {path[:-1]}": path for path in OPTIMIZERS}
     parts |= {f"fit --trainer.callbacks+ {path[:-1]}": path for path in CALLBACKS}
     # one shell for all, since each would have to read the script
@@ -231,8 +233,9 @@ def test_bash_completes_commands_options_and_classes(tmp_path):
     """
     shell = ["bash", "--norc", "-c", program, str(script), *begun, *parts]
     printed = subprocess.run(shell, capture_output=True, text=True, check=True, timeout=60).stdout
-    command, options, arguments, models, *found = map(str.split, printed.splitlines())
+    command, own, options, arguments, models, *found = map(str.split, printed.splitlines())
     assert command == ["fit"]
+    assert "--weights" in own
     assert {"--trainer.max_epochs", "--trainer.max_steps"} <= set(options)
     assert "--model.network" in arguments
     assert set(models) == {f"lightning_weights.modules.{name}" for name in MODELS}

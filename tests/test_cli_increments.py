@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from lightning_weights.__main__ import main
 from lightning_weights.cli import run
 from tests.helpers.battery import NOISE
+from tests.helpers.commands import keep_commands
 
 pytestmark = pytest.mark.filterwarnings(NOISE)
 
@@ -22,6 +24,24 @@ CONFIG = Path(__file__).parents[1] / "configs" / "weight_align.yaml"
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-weights"])
+    keep_commands(monkeypatch, "fit", "increments")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a folder in which the config was trained into `there`, and what the command line made."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["lightning-weights"])
+        return folder, run(["increments", "--config", quick(), "--folder", "there"])
+
+
+@pytest.fixture
+def first(trained):
+    """What the command line made that has trained a copy of everything in this folder."""
+    shutil.copytree(trained[0], ".", dirs_exist_ok=True)
+    return trained[1]
 
 
 def quick(**changes: Any) -> str:
@@ -34,9 +54,7 @@ def quick(**changes: Any) -> str:
     return "given.yaml"
 
 
-def test_a_config_trains_all_groups_and_starting_again_trains_nothing(monkeypatch, caplog):
-    path = quick()
-    first = run(["increments", "--config", path, "--folder", "there"])
+def test_a_config_trains_all_groups_and_starting_again_trains_nothing(first, monkeypatch, caplog):
     results = json.loads(Path("there/results.json").read_text())
     assert results["accuracy"] == first.runner.results.accuracy
     assert len(results["accuracy"]) == 2
@@ -47,21 +65,20 @@ def test_a_config_trains_all_groups_and_starting_again_trains_nothing(monkeypatc
     lightning = logging.getLogger("lightning.pytorch")
     lightning.addHandler(caplog.handler)  # its records don't reach the root logger
     # how much is shown may change: results do not
-    again = run(["increments", "--config", path, "--folder", "there", "--trainer.log_every_n_steps", "7"])
+    again = run(["increments", "--config", "given.yaml", "--folder", "there", "--trainer.log_every_n_steps", "7"])
     lightning.removeHandler(caplog.handler)
     assert "the run in there is finished already; step 1: accuracy" in caplog.text
     assert again.runner.results == first.runner.results
     assert torch.equal(again.model.head.weight, first.model.head.weight)
 
 
+@pytest.mark.usefixtures("first")
 def test_other_settings_are_refused_before_anything_is_trained_or_written(monkeypatch):
-    path = quick()
-    run(["increments", "--config", path, "--folder", "there"])
     before = {file: file.read_bytes() for file in Path("there").rglob("*") if file.is_file()}
     monkeypatch.setattr("lightning.pytorch.Trainer._run", pytest.fail)
     changed = ["--model.init_args.lr", "0.5", "--seed_everything", "3"]
     with pytest.raises(ValueError, match="the run in there was begun with other settings") as caught:
-        run(["increments", "--config", path, "--folder", "there", *changed])
+        run(["increments", "--config", "given.yaml", "--folder", "there", *changed])
     assert "seed_everything was 0 and is 3; model.init_args.lr was 0.05 and is 0.5. Go on" in str(caught.value)
     assert {file: file.read_bytes() for file in Path("there").rglob("*") if file.is_file()} == before
 
@@ -72,8 +89,7 @@ def test_without_a_folder_nothing_is_written():
     assert [file.name for file in Path().iterdir()] == ["given.yaml"]
 
 
-def test_the_saved_config_repeats_the_run():
-    first = run(["increments", "--config", quick(), "--folder", "there"])
+def test_the_saved_config_repeats_the_run(first):
     again = run(["increments", "--config", "there/config.yaml", "--folder", "elsewhere"])
     assert again.runner.results == first.runner.results
 

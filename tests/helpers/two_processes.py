@@ -50,16 +50,20 @@ PRELOADED = ("lightning.pytorch", *(f"lightning_weights.{room}" for room in ("ca
 
 
 def run_elsewhere(function: Callable[..., None], *arguments: Any) -> None:
-    """Run a function in a process of its own and pass on what it raises.
+    """Run a function in a process of its own, for five minutes at most, and pass on what it raises.
 
     It is forked from another, which imports what takes seconds, once for all tests.
     """
-    _start(_apart, (function, arguments), 1)
+    started = _start(_apart, (function, arguments), 1)
+    if not started.join(timeout=300):
+        started.processes[0].kill()
+        raise TimeoutError(f"{function.__name__} takes more than five minutes")
 
 
-def _start(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
+def _start(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> Any:
     multiprocessing.set_forkserver_preload([*PRELOADED, __name__])
-    torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")
+    start = torch.multiprocessing.start_processes
+    return start(work, arguments, nprocs=processes, join=False, start_method="forkserver")
 
 
 def _apart(_rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -79,7 +83,9 @@ def run_on_two(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    _start(_work, (scenarios, folder, port, alone), 2)
+    started = _start(_work, (scenarios, folder, port, alone), 2)
+    while not started.join():
+        pass
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
