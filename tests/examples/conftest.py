@@ -12,4 +12,4 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 @pytest.fixture(autouse=True)
 def _coarse_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw with few pixels: nobody looks at these plots."""
-    monkeypatch.setitem(importlib.import_module("_plots").STYLE, "savefig.dpi", 20)
+    monkeypatch.setitem(importlib.import_module("_plots").STYLE, "savefig.dpi", 50)

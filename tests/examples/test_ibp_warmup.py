@@ -29,6 +29,7 @@ def test_script_runs_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     options = ["--seeds", "1", "--shorten", "13", "--long", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["ibp_warmup.py", "--workers", "1", *options])
     monkeypatch.setattr(ibp_warmup, "LONGER", {"ramp 5": (5, 40)})
+    monkeypatch.setattr(ibp_warmup, "RADII", (0.0, ibp_warmup.MAX_EPS))
     ibp_warmup.main()
     with (tmp_path / "summary.csv").open(encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}

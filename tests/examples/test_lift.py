@@ -1,5 +1,6 @@
 import csv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import _lift_smollm2
@@ -7,6 +8,7 @@ import _smollm2
 import lift
 import pytest
 import torch
+from _fine_tuning import fine_tune
 from torch import nn
 
 from lightning_weights.data import Arithmetic
@@ -16,6 +18,7 @@ from lightning_weights.modules import CausalLM
 def test_script_runs_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["lift.py", "--seeds", "1", "--workers", "1", "--out", str(tmp_path)])
     monkeypatch.setattr(lift, "installed", lambda: False)
+    monkeypatch.setattr(lift, "fine_tune", partial(fine_tune, steps=20))
     lift.main()
     with (tmp_path / "summary.csv").open(encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
