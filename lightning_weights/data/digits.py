@@ -22,7 +22,8 @@ def _read() -> tuple[Any, Any]:
     """Return all images and labels; the file is text, and reading it takes longer than many trainings on it."""
     from sklearn.datasets import load_digits
 
-    return load_digits(return_X_y=True)
+    images, targets = load_digits(return_X_y=True)
+    return images, targets
 
 
 def _load(test_size: int, seed: int, purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
