@@ -10,6 +10,10 @@ is not part of their time. There are 11 training sets: those of 10 outer folds, 
 only some of them, its time is that of those alone, and the ratio compares them with all 11 of ours: it is a lower
 bound. Beside it stand the two simplest rivals: greedy selection with replacement, 50 rounds, and non-negative least
 squares.
+
+Out-of-fold predictions are compared with four of scikit-learn's: with its default tolerance, 1e-4, and with 1e-8, at
+which it has converged; each with the penalties that it chooses, and with those that ours has chosen. The times are
+those of the default.
 """
 
 import warnings
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 from _measure import arguments, conclude, cpu_seconds, prepare
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import ElasticNetCV, LassoCV, RidgeCV
+from sklearn.linear_model import ElasticNet, ElasticNetCV, LassoCV, Ridge, RidgeCV
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
@@ -30,6 +34,9 @@ from lightning_weights.modules import RegularizedStacking
 MODELS, FAMILIES, FOLDS, SEED = 72, 7, 10, 42
 RIDGE, L1 = np.logspace(-3, 5, 50), np.logspace(-5, 1, 30)
 RATIOS = [0.1, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0]
+LEARNERS = ("ridge", "lasso", "elasticnet")
+STOPS = {"default": {"tol": 1e-4, "max_iter": 10_000}, "converged": {"tol": 1e-8, "max_iter": 1_000_000}}
+BAR = 2e-3  # difference of predictions, for a target of about unit variance
 
 
 def pool(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,48 +51,91 @@ def pool(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return shared[:, family] + random.normal(size=(rows, MODELS)) * own, target
 
 
-def scikit_learn(features: np.ndarray, target: np.ndarray, fits: int) -> tuple[np.ndarray, dict[str, float]]:
-    """Return out-of-fold predictions of three learners, NaN where there was no fit, and the CPU seconds of each."""
-    found = np.full((len(target), 3), np.nan)
-    every = np.arange(len(target))
-    splits = [*KFold(FOLDS, shuffle=True, random_state=SEED).split(features), (every, every[:0])]
-    seconds = {}
-    for place, learner in enumerate(("ridge", "lasso", "elasticnet")):
+def splits(rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the training sets and the rows held out: of the outer folds, and, last, all rows and none."""
+    every = np.arange(rows)
+    return [*KFold(FOLDS, shuffle=True, random_state=SEED).split(every), (every, every[:0])]
 
-        def run(place: int = place, learner: str = learner) -> None:
-            for train, held in splits[:fits]:
-                scaler = StandardScaler().fit(features[train])
-                model = {
-                    "ridge": RidgeCV(RIDGE, cv=3, scoring="neg_root_mean_squared_error"),
-                    "lasso": LassoCV(alphas=L1, cv=3, max_iter=10_000),
-                    "elasticnet": ElasticNetCV(l1_ratio=RATIOS, alphas=L1, cv=3, max_iter=10_000),
-                }[learner].fit(scaler.transform(features[train]), target[train])
-                if len(held):
-                    found[held, place] = model.predict(scaler.transform(features[held]))
+
+def choosing(learner: str, stop: dict[str, float]) -> Any:
+    """Return scikit-learn's model that chooses its penalty."""
+    if learner == "ridge":
+        return RidgeCV(RIDGE, cv=3, scoring="neg_root_mean_squared_error")
+    if learner == "lasso":
+        return LassoCV(alphas=L1, cv=3, **stop)
+    return ElasticNetCV(l1_ratio=RATIOS, alphas=L1, cv=3, **stop)
+
+
+def fitted(features: np.ndarray, target: np.ndarray, place: int, model: Any) -> tuple[Any, np.ndarray]:
+    """Fit to a training set, and return the model and what it predicts for the rows held out."""
+    train, held = splits(len(target))[place]
+    scaler = StandardScaler().fit(features[train])
+    model.fit(scaler.transform(features[train]), target[train])
+    return model, model.predict(scaler.transform(features[held])) if len(held) else target[held]
+
+
+def compare(
+    features: np.ndarray, target: np.ndarray, fits: int, stack: RegularizedStacking, stop: str
+) -> dict[str, Any]:
+    """Return scikit-learn's CPU seconds, and how far its predictions are from ours, with its choices and with ours."""
+    seconds, gaps, other = {}, {"own choices": {}, "equal penalties": {}}, {}
+    folds = range(min(fits, FOLDS))
+    held = [part for _, part in splits(len(target))]
+    for learner in LEARNERS:
+        found: list[Any] = []
+
+        def run(learner: str = learner, found: list[Any] = found) -> None:
+            found += [fitted(features, target, place, choosing(learner, STOPS[stop])) for place in range(fits)]
 
         seconds[learner] = cpu_seconds(run)
-    return found, seconds
+        ours, report = stack.learner_oof_[learner], stack.report_["learners"][learner]
+        chosen = list(zip(report["fold_penalties"], report["fold_l1_ratios"], strict=True))
+        same = []
+        for place in folds:
+            penalty, ratio = chosen[place]
+            model = ElasticNet(penalty, l1_ratio=ratio, **STOPS[stop]) if learner != "ridge" else Ridge(penalty)
+            same.append(fitted(features, target, place, model)[1] - ours[held[place]])
+        gaps["equal penalties"][learner] = np.concatenate(same)
+        gaps["own choices"][learner] = np.concatenate([found[place][1] - ours[held[place]] for place in folds])
+        theirs = [(found[place][0].alpha_, getattr(found[place][0], "l1_ratio_", chosen[place][1])) for place in folds]
+        other[learner] = [
+            {"fold": place, "ours": chosen[place], "theirs": theirs[place], "tie": tie(found[place][0], *chosen[place])}
+            for place in folds
+            if not np.isclose(theirs[place][0], chosen[place][0])
+            or (learner == "elasticnet" and theirs[place][1] != chosen[place][1])
+        ]
+    largest = {
+        how: {**{name: float(np.abs(gap).max()) for name, gap in of.items()},
+              "mean of the three": float(np.abs(sum(of.values()) / len(LEARNERS)).max())}
+        for how, of in gaps.items()
+    }  # fmt: skip
+    return {"seconds": seconds, "differences": largest, "other choices": other}
+
+
+def tie(model: Any, penalty: float, ratio: float) -> float | None:
+    """Return by what share of the error scikit-learn finds its choice better than ours."""
+    if isinstance(model, RidgeCV):
+        return None
+    scores = model.mse_path_.mean(-1).reshape(-1, len(L1))
+    row = RATIOS.index(ratio) if len(scores) > 1 else 0
+    here = scores[row, np.abs(np.asarray(model.alphas_).reshape(-1, len(L1))[row] / penalty - 1).argmin()]
+    return float(here / scores.min() - 1)
 
 
 def measure(rows: int, fits: int) -> dict[str, Any]:
-    """Return times and the largest difference of predictions."""
+    """Return times and the largest differences of predictions."""
     predictions, target = pool(rows)
     stack = RegularizedStacking(n_folds=FOLDS, seed=SEED)
     ours = cpu_seconds(lambda: stack.fit(predictions, target))
     selected = list(stack.state_.retained)
     features = meta_features(torch.from_numpy(predictions[:, selected])).numpy()
-    found, seconds = scikit_learn(features, target, fits)
-    there = ~np.isnan(found[:, 0])
-    own = np.stack([stack.learner_oof_[name] for name in seconds], axis=1)
     given, wanted = torch.from_numpy(predictions), torch.from_numpy(target)
     return {
         "rows": rows,
         "selected": len(selected),
         "fits": fits,
         "ours": ours,
-        "theirs": seconds,
-        "difference": dict(zip(seconds, np.abs(own - found)[there].max(axis=0).tolist(), strict=True)),
-        "blend": float(np.abs((own - found)[there].mean(axis=1)).max()),
+        "scikit-learn": {stop: compare(features, target, fits, stack, stop) for stop in STOPS},
         "greedy": min(cpu_seconds(lambda: greedy_selection(given, wanted)) for _ in range(3)),
         "nnls": min(cpu_seconds(lambda: nnls_stack(given, wanted)) for _ in range(3)),
     }
@@ -93,17 +143,28 @@ def measure(rows: int, fits: int) -> dict[str, Any]:
 
 def report(result: dict[str, Any]) -> None:
     """Print the tables."""
-    theirs, fits = sum(result["theirs"].values()), result["fits"]
+    theirs, fits = result["scikit-learn"]["default"]["seconds"], result["fits"]
+    whole = sum(theirs.values())
     some = "" if fits == FOLDS + 1 else f" of {fits} of the {FOLDS + 1} training sets, a lower bound"
     print(f"\n{result['rows']} rows, {MODELS} models, {result['selected']} kept; CPU seconds")
     print(f"  RegularizedStacking             {result['ours']:9.2f}")
-    print(f"  scikit-learn                    {theirs:9.2f}, {theirs / result['ours']:.1f} times as long{some}")
-    for learner, seconds in result["theirs"].items():
+    print(f"  scikit-learn                    {whole:9.2f}, {whole / result['ours']:.1f} times as long{some}")
+    for learner, seconds in theirs.items():
         print(f"    {learner:29} {seconds:9.2f}")
     print(f"  greedy selection, 50 rounds     {result['greedy']:9.4f}")
     print(f"  non-negative least squares      {result['nnls']:9.4f}")
-    differences = ", ".join(f"{name} {value:.1e}" for name, value in result["difference"].items())
-    print(f"largest difference of out-of-fold predictions: {differences}; of their mean {result['blend']:.1e}")
+    print("largest differences of out-of-fold predictions from scikit-learn's")
+    for stop, found in result["scikit-learn"].items():
+        for how, largest in found["differences"].items():
+            listed = ", ".join(f"{name} {value:.1e}" for name, value in largest.items())
+            over = [name for name, value in largest.items() if value > BAR]
+            verdict = f"above {BAR:g}: {', '.join(over)}" if over else f"all within {BAR:g}"
+            print(f"  {stop}, tolerance {STOPS[stop]['tol']:g}, {how}: {listed}; {verdict}")
+        for learner, places in found["other choices"].items():
+            for place in places:
+                taken = f"it takes {place['theirs']}, ours {place['ours']}"
+                by = "" if place["tie"] is None else f", whose error it finds larger by a share of {place['tie']:.1e}"
+                print(f"    {learner}, fold {place['fold']}: {taken}{by}")
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def check_grid(name: str, grid: Any, most: float = math.inf) -> None:
 
 
 def warn_unconverged(name: str, fit: LinearFit) -> None:
-    """Warn if models were returned before coordinate descent had converged.
+    """Warn of models that neither coordinate descent nor active sets could solve.
 
     Args:
         name: What was fitted.
@@ -122,9 +122,9 @@ def warn_unconverged(name: str, fit: LinearFit) -> None:
     if fit.unconverged:
         worst = float(fit.gap.max())
         warnings.warn(
-            f"{name}: coordinate descent did not converge in {len(fit.unconverged)} of {len(fit.gap)} fits; the "
+            f"{name}: {len(fit.unconverged)} of {len(fit.gap)} fits did not converge; the "
             f"largest duality gap is {worst:.2e} of the target's variance, above {fit.tolerance:.0e}. Drop more "
-            "near-copies (a smaller tau_corr, a larger tau_mse), or allow more sweeps",
+            "near-copies (a smaller tau_corr, a larger tau_mse)",
             LightningWeightsWarning,
             stacklevel=3,
         )

@@ -67,6 +67,7 @@ def _learner(stack: FittedStack, index: int, name: str) -> dict[str, Any]:
         "rmse": float(stack.rmse[index]),
         "fold_rmse": stack.fold_rmse[:, index].tolist(),
         "fold_penalties": fit.penalty[:-1].tolist(),
+        "fold_l1_ratios": fit.l1_ratio[:-1].tolist(),
         "penalty": float(fit.penalty[-1]),
         "l1_ratio": float(fit.l1_ratio[-1]),
         "weight": float(stack.blend[index]),

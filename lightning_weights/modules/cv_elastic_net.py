@@ -19,15 +19,16 @@ class CVElasticNet(PenalisedRegressor):
     $$\min_{w, b} \tfrac{1}{2N} \lVert y - b - X w \rVert^2 + \alpha \rho \lVert w \rVert_1
     + \tfrac{\alpha (1 - \rho)}{2} \lVert w \rVert^2$$
 
-    Coordinate descent runs on the folds' Gram matrices, with the stopping rule of scikit-learn's ``ElasticNetCV``.
-    ``coef_`` belongs to standardised features.
+    The penalty is chosen by solutions without a tolerance, on the folds' Gram matrices. The model comes from coordinate
+    descent with the stopping rule of scikit-learn's ``ElasticNetCV``; if that takes too many sweeps, it has no tolerance
+    either. ``coef_`` belongs to standardised features.
 
     Args:
         penalties: Grid of α > 0.
         l1_ratios: Grid of ρ in (0, 1]; 1 is the lasso.
         inner_folds: Number of folds of neighbouring rows.
         tolerance: Largest relative change of a weight, and duality gap over the target's variance, at the end.
-        max_sweeps: Most sweeps over the coordinates; if they do not suffice, a warning says so.
+        max_sweeps: Most sweeps over the coordinates before linear systems in the non-zero weights take over.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -46,7 +47,7 @@ class CVElasticNet(PenalisedRegressor):
         l1_ratios: Sequence[float] = L1_RATIOS,
         inner_folds: int = 3,
         tolerance: float = 1e-4,
-        max_sweeps: int = 10_000,
+        max_sweeps: int = 1000,
     ) -> None:
         self.penalties = penalties
         self.l1_ratios = l1_ratios

@@ -17,14 +17,15 @@ class CVLasso(PenalisedRegressor):
 
     $$\min_{w, b} \tfrac{1}{2N} \lVert y - b - X w \rVert^2 + \alpha \lVert w \rVert_1$$
 
-    Coordinate descent runs on the folds' Gram matrices, with the stopping rule of scikit-learn's ``LassoCV``.
-    ``coef_`` belongs to standardised features.
+    The penalty is chosen by solutions without a tolerance, on the folds' Gram matrices. The model comes from coordinate
+    descent with the stopping rule of scikit-learn's ``LassoCV``; if that takes too many sweeps, it has no tolerance
+    either. ``coef_`` belongs to standardised features.
 
     Args:
         penalties: Grid of α > 0.
         inner_folds: Number of folds of neighbouring rows.
         tolerance: Largest relative change of a weight, and duality gap over the target's variance, at the end.
-        max_sweeps: Most sweeps over the coordinates; if they do not suffice, a warning says so.
+        max_sweeps: Most sweeps over the coordinates before linear systems in the non-zero weights take over.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -41,7 +42,7 @@ class CVLasso(PenalisedRegressor):
         penalties: Sequence[float] = L1_PENALTIES,
         inner_folds: int = 3,
         tolerance: float = 1e-4,
-        max_sweeps: int = 10_000,
+        max_sweeps: int = 1000,
     ) -> None:
         self.penalties = penalties
         self.inner_folds = inner_folds

@@ -33,7 +33,7 @@ class Grids(NamedTuple):
         l1: α of lasso and elastic net.
         ratios: ρ of the elastic net.
         tolerance: Largest relative change of a weight, and duality gap over the target's mean square, at the end.
-        max_sweeps: Most sweeps over the coordinates.
+        max_sweeps: Most sweeps over the coordinates before active sets take over.
 
     Examples:
         >>> len(Grids().ridge), len(Grids().l1), len(Grids().ratios)

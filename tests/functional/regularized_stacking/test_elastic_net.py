@@ -21,11 +21,11 @@ def standardised(seed, rows=90):
     return sets, ((features - sets.mean[0]) / sets.scale[0]).numpy(), target.numpy()
 
 
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
-def test_solutions_are_optimal(ratio):
+@pytest.mark.parametrize(("ratio", "sweeps"), [(1.0, 10_000), (0.5, 10_000), (1.0, 1), (0.5, 1)])
+def test_solutions_are_optimal(ratio, sweeps):
     sets, z, y = standardised(0)
     alpha = torch.tensor([[[0.5, 0.1, 0.03]]], dtype=torch.float64)
-    weights, gap = elastic_net_paths(sets.whole, alpha, torch.full_like(alpha, ratio), tolerance=1e-7)
+    weights, gap = elastic_net_paths(sets.whole, alpha, torch.full_like(alpha, ratio), 1e-7, sweeps)
     assert float(gap.max()) <= 1e-7
     for w, penalty in zip(weights[0, 0].numpy(), alpha.flatten().tolist(), strict=True):
         gradient = z.T @ (y - y.mean() - z @ w) / len(y) - penalty * (1 - ratio) * w
@@ -73,10 +73,19 @@ def test_ratio_one_of_the_elastic_net_is_the_lasso():
     np.testing.assert_array_equal(lasso.coefficients, net.coefficients)
 
 
+def test_only_what_sweeps_leave_unsolved_is_solved_otherwise():
+    sets, _, _ = standardised(0)
+    alpha = torch.tensor([[[2.5, 0.5]]], dtype=torch.float64)
+    weights, gap = elastic_net_paths(sets.whole, alpha, torch.ones_like(alpha), 1e-4, 300)
+    swept, same = elastic_net_paths(sets.whole, alpha, torch.ones_like(alpha), 1e-4, 10_000)
+    assert torch.equal(weights[:, :, 0], swept[:, :, 0])
+    assert float(gap[0, 0, 1]) < 1e-9 < float(same[0, 0, 1]) <= 1e-4
+
+
 def test_a_fit_that_has_not_converged_is_known():
     sets, _, _ = standardised(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # telling is the estimators' part
-        fit = fit_elastic_nets(sets, [[1.0]], [0.01], max_sweeps=1)[0]
+        fit = fit_elastic_nets(sets, [[1.0]], [0.01], tolerance=1e-15)[0]
     assert fit.unconverged == [0]
     assert float(fit.gap) > fit.tolerance
