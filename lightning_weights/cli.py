@@ -92,8 +92,8 @@ class CommandLine(LightningCLI):
         options = self._trainer_kwargs()
         # every fold would write its file, and the runner has one per fold
         options["callbacks"] = [part for part in options["callbacks"] if not isinstance(part, callbacks.CollectOOF)]
-        self._keep_config(Path(given["folder"], "config.yaml"))
         self.runner = StackingRunner(self._new_model, self.datamodule, options, **given, stacking=stacking)
+        self._keep_config(Path(given["folder"], "config.yaml"))
         self.runner.run()
 
     def _new_model(self) -> LightningModule:

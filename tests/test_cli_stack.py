@@ -56,6 +56,12 @@ def test_a_config_gives_models_their_stack_and_an_ensemble(monkeypatch):
     assert run(["stack", "--config", "there/config.yaml"]).runner.run() == report
 
 
+def test_what_is_refused_leaves_no_settings_behind():
+    with pytest.raises(ValueError, match=r"seeds is \[0\]"):
+        run(["stack", "--config", quick(), "--seeds", "[0]", "--folder", "there"])
+    assert not Path("there").exists()
+
+
 def test_fit_writes_what_the_network_predicts():
     run(["fit", "--config", quick()])
     found = OutOfFold.load("results/regularized_stacking/validation.pt")

@@ -20,8 +20,8 @@ class CVElasticNet(PenalisedRegressor):
     + \tfrac{\alpha (1 - \rho)}{2} \lVert w \rVert^2$$
 
     The penalty is chosen by solutions without a tolerance, on the folds' Gram matrices. The model comes from coordinate
-    descent with the stopping rule of scikit-learn's ``ElasticNetCV``; if that takes too many sweeps, it has no tolerance
-    either. ``coef_`` belongs to standardised features.
+    descent with the stopping rule of scikit-learn's ``ElasticNetCV``; if that takes too many sweeps, it has no
+    tolerance either. ``coef_`` belongs to standardised features.
 
     Args:
         penalties: Grid of α > 0.

@@ -39,10 +39,12 @@ class FoldData:
                 f"LightningDataModule with one training loader over a map-style data set, or that loader itself: "
                 f"DataLoader(dataset, batch_size, shuffle=True)"
             )
-        if type(loader.sampler) not in (RandomSampler, SequentialSampler) or loader.batch_size is None:
+        sampler = loader.sampler
+        partial = isinstance(sampler, RandomSampler) and (sampler.replacement or len(sampler) != len(loader.dataset))
+        if type(sampler) not in (RandomSampler, SequentialSampler) or partial or loader.batch_size is None:
             raise ValueError(
-                f"the training loader has a {type(loader.sampler).__name__}, which would order rows of other folds, "
-                f"too; use shuffle=True or False with a batch_size"
+                f"the training loader has a {type(sampler).__name__}{' that draws rows' if partial else ''}, which "
+                f"would order rows of other folds, too; use shuffle=True or False with a batch_size"
             )
         if isinstance(self.test, (list, tuple)):
             raise ValueError(f"there are {len(self.test)} test loaders; give one as test")

@@ -82,14 +82,15 @@ def cross_fit(
         data: As for `KFoldRunner`.
         trainer_kwargs: Arguments of the Trainers.
         folder: Folder, in which every configuration and seed gets one.
-        seeds: Seeds, each of which is a column of its own.
-        **options: More arguments of `KFoldRunner`.
+        seeds: Different seeds, each of which is a column of its own.
+        **options: More arguments of `KFoldRunner`, without ``seed``.
 
     Returns:
         The matrix, with names, targets and what the models predict for test rows.
 
     Raises:
-        ValueError: If a seed is out of range, there is nothing to train, or a folder was begun with other settings.
+        ValueError: If a seed is out of range or there twice, there is nothing to train, or a folder was begun with
+            other settings.
 
     Examples:
         >>> import tempfile, torch
@@ -104,10 +105,15 @@ def cross_fit(
     """
     if not makers or not seeds:
         raise ValueError("nothing to train: makers and seeds need at least one entry each")
+    for seed in seeds:
+        check_number("seeds", seed, low=0, high=2**20, whole=True)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is {list(seeds)!r}; allowed are different ones: equal seeds give equal models")
+    if "seed" in options:
+        raise ValueError(f"seed is {options['seed']!r}; those of folds follow from seeds, give it there")
     folders = {}
     for name, make in makers.items():
         for seed in seeds:
-            check_number("seeds", seed, low=0, high=2**20, whole=True)
             place = Path(folder, name, f"seed_{seed}")
             runner = KFoldRunner(make, data, trainer_kwargs, str(place), **options)
             runner.seed = seed * (runner.n_folds + 1)  # no model begins where one of another seed does

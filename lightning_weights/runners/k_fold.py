@@ -1,6 +1,7 @@
 """One configuration trained once per fold, so that every row is predicted by a model that has not seen it."""
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -84,7 +85,7 @@ class KFoldRunner:
             returns predictions or a dict with them under ``preds``.
         weights: Whether the weights after the last epoch predict, or the best ones, for which there is a
             ``ModelCheckpoint`` with a ``monitor`` among the callbacks. Choosing them by the rows that they predict
-            flatters these predictions.
+            flatters these predictions. A model of all rows, which has no others to choose by, keeps the last ones.
         test: Whether test rows get the mean over the models of all folds, or are predicted by one more model, trained
             on all rows with the seed ``seed + n_folds``; ``None``: they are left out.
         test_loader: Loader of the test rows. ``None``: the data module's.
@@ -127,10 +128,10 @@ class KFoldRunner:
         check_choice("weights", weights, ["last", "best"])
         check_choice("test", test, ["mean", REFIT, None])
         trainer_kwargs = trainer_kwargs or {}
-        if str(trainer_kwargs.get("strategy")).endswith(("spawn", "fork", "notebook")):
-            raise ValueError(
-                f"strategy is {trainer_kwargs['strategy']!r}, whose processes end with each fit; use 'ddp', or a device"
-            )
+        strategy = trainer_kwargs.get("strategy")
+        start = strategy if isinstance(strategy, str) else getattr(strategy, "_start_method", "")  # of objects
+        if start.endswith(("spawn", "fork", "forkserver", "notebook")):
+            raise ValueError(f"strategy is {strategy!r}, whose processes end with each fit; use 'ddp', or a device")
         self.make_module = make_module
         self.data = data
         self.trainer_kwargs = trainer_kwargs
@@ -190,7 +191,8 @@ class KFoldRunner:
     def _fit(self, trainer: Trainer, module: LightningModule, loaders: tuple[Any, Any], weights: Path) -> None:
         last = self.folder / weights.stem / LAST
         trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
-        best = [path for callback in trainer.callbacks if (path := getattr(callback, "best_model_path", ""))]
+        monitoring = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None)]
+        best = [path for callback in monitoring if (path := getattr(callback, "best_model_path", ""))]
         if self.weights == "best" and loaders[1] is not None:
             if not best:
                 raise ValueError(
@@ -224,7 +226,8 @@ class KFoldRunner:
     def _check_settings(self, folds: Tensor) -> None:
         """Refuse a folder that was begun otherwise."""
         names = ("n_folds", "fold_seed", "seed", "stage", "weights", "test")
-        now = {"rows": len(folds), "groups": self.groups is not None, **{name: getattr(self, name) for name in names}}
+        groups = self.groups is not None and hashlib.sha256(bytes(str(folds.tolist()), "ascii")).hexdigest()[:16]
+        now = {"rows": len(folds), "groups": groups, **{name: getattr(self, name) for name in names}}
         path = self.folder / SETTINGS
         before = json.loads(path.read_text()) if path.exists() else now
         changed = [

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_weights.functional.whole_files import replacing_file
 from lightning_weights.modules import RegularizedStacking
 from lightning_weights.runners.cross_fit import CrossFit, cross_fit
+from lightning_weights.runners.k_fold import KFoldRunner
 
 STACK, REPORT = "stack.safetensors", "report.json"
 
@@ -40,7 +41,8 @@ class StackingRunner:
         stacking: The stack to fit. ``None``: one with its defaults.
 
     Raises:
-        ValueError: If there are fewer than two seeds, or the data has no targets that predictions can be compared with.
+        ValueError: If there are fewer than two seeds, one is there twice, an argument is out of range, or the data has
+            no targets that predictions can be compared with.
 
     Examples:
         >>> import tempfile
@@ -69,16 +71,15 @@ class StackingRunner:
         test: Literal["mean", "refit"] | None = "mean",
         stacking: RegularizedStacking | None = None,
     ) -> None:
-        if len(set(seeds)) < 2:
-            raise ValueError(
-                f"seeds is {list(seeds)!r}; allowed are at least 2 different ones: a stack needs two models"
-            )
+        if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds is {list(seeds)!r}; allowed are at least 2, all different: each gives a model")
         self.make_module = make_module
         self.data = data
         self.trainer_kwargs = trainer_kwargs
         self.folder = folder
         self.seeds = list(seeds)
         self.options = {"n_folds": n_folds, "fold_seed": fold_seed, "stage": stage, "weights": weights, "test": test}
+        KFoldRunner(make_module, data, trainer_kwargs, folder, **self.options)  # refuses what can't be run, at once
         self.stacking = RegularizedStacking() if stacking is None else stacking
         self.fitted: RegularizedStacking | None = None
 
@@ -119,7 +120,8 @@ class StackingRunner:
 
 
 def _errors(names: list[str], columns: Tensor, targets: Tensor, stacked: Tensor) -> dict[str, float]:
-    """Return root mean squared errors over all outputs."""
+    """Return root mean squared errors over all outputs, of rows that the stack predicts."""
     rows = {name: columns[:, column] for column, name in enumerate(names)}
     rows |= {"mean of the models": columns.mean(dim=1), "stack": stacked}
-    return {name: float((row - targets).square().mean().sqrt()) for name, row in rows.items()}
+    there = ~stacked.isnan()  # a splitter may leave rows out
+    return {name: float((row - targets)[there].square().mean().sqrt()) for name, row in rows.items()}

@@ -68,5 +68,11 @@ def test_configurations_and_seeds_begin_with_weights_of_their_own(tmp_path):
     assert Path(found.folders[1]) == tmp_path / "x" / "seed_1"
     with pytest.raises(ValueError, match="nothing to train"):
         cross_fit({}, loader)
-    with pytest.raises(ValueError, match="seeds is -1"):
-        cross_fit({"x": make}, loader, quick, str(tmp_path), seeds=[-1])
+    for seeds, options, told in (
+        ([5, -1], {}, "seeds is -1"),
+        ([5, 5], {}, r"seeds is \[5, 5\]; allowed are different ones"),
+        ([5], {"seed": 3}, "seed is 3; those of folds follow from seeds"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            cross_fit({"z": make}, loader, quick, str(tmp_path), seeds, **options)
+    assert not (tmp_path / "z").exists(), "nothing is trained before all is checked"

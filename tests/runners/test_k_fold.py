@@ -7,8 +7,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from lightning_weights.callbacks import ExactResume
 from lightning_weights.data import BatchDataset, OutOfFold, StudentScores
@@ -175,6 +176,8 @@ def test_groups_stay_together_and_validation_predicts_as_well(straight, tmp_path
     groups = torch.arange(20) // 2
     results = runner(tmp_path / "groups", groups=groups.tolist(), trainer={"max_epochs": 0}, test=None).run()
     assert all(len(results.folds[groups == group].unique()) == 1 for group in groups.unique())
+    with pytest.raises(ValueError, match=r"begun with other settings: groups was '\w+' and is '\w+'\. Give another"):
+        runner(tmp_path / "groups", groups=groups.flip(0).roll(1), trainer={"max_epochs": 0}, test=None).run()
     options = {"barebones": False, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     found = runner(tmp_path / "stage", stage="validate", trainer=options).run()
     assert torch.equal(found.oof.predictions, straight[1].oof.predictions)
@@ -199,8 +202,9 @@ def test_the_weights_of_the_best_epoch(tmp_path):
         run(tmp_path / "ended", KillAt(1, 1, 0))
     run(tmp_path / "ended")
     assert not differing(left_behind(tmp_path / "straight"), left_behind(tmp_path / "ended"))
+    quick = {**options, "max_epochs": 1}
     with pytest.raises(ValueError, match="weights is 'best', and no callback has kept any"):
-        runner(tmp_path / "without", weights="best").run()
+        runner(tmp_path / "without", ModelCheckpoint(), weights="best", trainer=quick).run()  # it keeps the last ones
 
 
 class Doubling(nn.Module):
@@ -244,6 +248,7 @@ def test_bad_arguments(tmp_path):
         ({"weights": "first"}, "weights is 'first'"),
         ({"test": "all"}, "test is 'all'"),
         ({"trainer": {"strategy": "ddp_spawn"}}, "strategy is 'ddp_spawn'"),
+        ({"trainer": {"strategy": DDPStrategy(start_method="spawn")}}, "strategy is .*DDPStrategy"),
     ):
         with pytest.raises(ValueError, match=told):
             runner(tmp_path, **options)
@@ -256,6 +261,7 @@ def test_bad_arguments(tmp_path):
         (TensorDataset(X), "data gives a TensorDataset, which can't be divided"),
         (DataLoader(Endless()), "can't be divided into folds"),
         (DataLoader(TensorDataset(X), sampler=WeightedRandomSampler([1.0] * 26, 26)), "has a WeightedRandomSampler"),
+        (DataLoader(X, sampler=RandomSampler(X, replacement=True)), "has a RandomSampler that draws rows"),
     ):
         with pytest.raises(ValueError, match=told):
             runner(tmp_path, data=data).run()

@@ -12,8 +12,11 @@ pytestmark = pytest.mark.filterwarnings(NOISE, "ignore:.*barebones.*")
 
 
 def test_one_seed_and_rows_without_targets_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"seeds is \[3\]; allowed are at least 2 different ones"):
-        StackingRunner(Regressor, None, seeds=[3])
+    for seeds in ([3], [0, 1, 0]):
+        with pytest.raises(ValueError, match=r"seeds is \[.*\]; allowed are at least 2, all different"):
+            StackingRunner(Regressor, None, seeds=seeds)
+    with pytest.raises(ValueError, match="n_folds is 1"):
+        StackingRunner(Regressor, None, n_folds=1)
     quick = {"max_epochs": 0, "barebones": True, "accelerator": "cpu"}
     loader = DataLoader(TensorDataset(torch.rand(8, 2)), batch_size=4)
     runner = StackingRunner(lambda: Regressor(MLP(2, (), 1)), loader, quick, str(tmp_path), [0, 1], 2)
