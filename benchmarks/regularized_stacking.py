@@ -118,7 +118,7 @@ def tie(model: Any, penalty: float, ratio: float) -> float | None:
         return None
     scores = model.mse_path_.mean(-1).reshape(-1, len(L1))
     row = RATIOS.index(ratio) if len(scores) > 1 else 0
-    here = scores[row, np.abs(np.asarray(model.alphas_).reshape(-1, len(L1))[row] / penalty - 1).argmin()]
+    here = scores[row, np.abs(model.alphas_ / penalty - 1).argmin()]
     return float(here / scores.min() - 1)
 
 

@@ -64,9 +64,10 @@ class RegularizedStacking(Estimator):
     Raises:
         ValueError: If an argument is not allowed.
 
-    Source: Mohammad and Meherab 2026, arXiv:2602.12469. Differences: choices are made on Gram matrices of the folds,
-    which changes results by rounding only; ``relative`` thresholds, groups, several outputs and ``nested`` are
-    additions.
+    Source: Mohammad and Meherab 2026, arXiv:2602.12469. Differences: all is solved on Gram matrices of the folds. Lasso
+    and elastic net choose penalties by solutions without a tolerance, not by where 10 000 sweeps of coordinate descent
+    end, so that of nearly equal ones another may win; what 1000 sweeps do not solve afterwards has no tolerance either.
+    ``relative`` thresholds, groups, several outputs and ``nested`` are additions.
 
     Examples:
         >>> y = torch.randn(90, generator=torch.Generator().manual_seed(0))
