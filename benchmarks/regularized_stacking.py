@@ -97,7 +97,8 @@ def compare(
             same.append(fitted(features, target, place, model)[1] - ours[held[place]])
         gaps["equal penalties"][learner] = np.concatenate(same)
         gaps["own choices"][learner] = np.concatenate([found[place][1] - ours[held[place]] for place in folds])
-        theirs = [(found[place][0].alpha_, getattr(found[place][0], "l1_ratio_", chosen[place][1])) for place in folds]
+        models = [found[place][0] for place in folds]
+        theirs = [(float(m.alpha_), float(getattr(m, "l1_ratio_", chosen[i][1]))) for i, m in enumerate(models)]
         other[learner] = [
             {"fold": place, "ours": chosen[place], "theirs": theirs[place], "tie": tie(found[place][0], *chosen[place])}
             for place in folds
