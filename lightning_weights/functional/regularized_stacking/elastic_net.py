@@ -58,8 +58,8 @@ def elastic_net_paths(
         fold = own[late]
         exact = active_set_paths(gram, moments, fold, l1[late], l2[late])
         here = moments[fold][:, None].expand_as(exact)
-        columns = [tensor.permute(2, 0, 1) for tensor in (exact, here - exact @ gram[fold], here)]
-        exact_gap, _ = duality_gap(*columns, l1[late], l2[late], target[late])
+        w, slopes, m = (tensor.permute(2, 0, 1) for tensor in (exact, here - exact @ gram[fold], here))
+        exact_gap, _ = duality_gap(w, slopes, m, l1[late], l2[late], target[late])
         better = (gap[late] > tolerance * target[late]) & (exact_gap < gap[late])
         weights[late] = torch.where(better[..., None], exact, weights[late])
         gap[late] = torch.where(better, exact_gap, gap[late])
