@@ -11,7 +11,13 @@ from torch import Tensor
 from lightning_weights.functional.column_solver.config import CompensationConfig, FOEMConfig
 from lightning_weights.functional.column_solver.factors import Factors, factorize, finite
 from lightning_weights.functional.column_solver.first_order import solve_first_order
-from lightning_weights.functional.column_solver.grids import group_grids, group_index, round_to_grid, search_grid
+from lightning_weights.functional.column_solver.grids import (
+    dequantize,
+    group_grids,
+    group_index,
+    round_to_grid,
+    search_grid,
+)
 from lightning_weights.functional.full_precision import full_precision
 from lightning_weights.kernels.compensate_columns import compensate_columns
 
@@ -104,24 +110,31 @@ def quantize_weight(
     if factors is None:
         assert hessian is not None
         factors = factorize(hessian, asymmetry, config=config, name=name, dtype=dtype)
-    columns, scale, zero, groups = _prepare(weight.to(dtype), factors, config)
+    columns, spare, grids, groups = _prepare(weight.to(dtype), factors, config)
     with torch.autocast(weight.device.type, enabled=False), full_precision():
         if isinstance(config, FOEMConfig) and config.variant == "v1":
             original = weight.to(dtype).T.contiguous()[factors.order]
-            codes, loss = solve_first_order(columns, original, factors, (scale, zero), groups, config)
+            codes, loss = solve_first_order(columns, original, factors, grids, groups, config)
         else:
-            codes, loss = _solve(columns, factors, (scale, zero), groups, config)
+            codes, loss = _solve(columns, spare, factors, grids, groups, config)
     if math.isnan(loss):
         raise ValueError(f"quantizing {name} gave NaN; allowed are a larger damp, or a smaller alpha or beta")
     back = factors.order.argsort() if config.act_order else None
-    return _result(weight, codes, (scale, zero), groups, columns, back, loss, factors.damp)
+    return _result(weight, codes, grids, groups, (columns, spare), back, loss, factors.damp)
 
 
-def _prepare(w: Tensor, factors: Factors, config: CompensationConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return weights in the solver's order, grids as far as they are known, both transposed, and columns' groups."""
+def _prepare(
+    w: Tensor, factors: Factors, config: CompensationConfig
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Return weights in the solver's order and grids as far as they are known, both transposed, and columns' groups.
+
+    After the weights comes memory of the same shape: fresh memory costs more than what is written, so that originals
+    and results take turns in it.
+    """
     (m, n), size, settings = w.shape, config.group_size, (config.bits, config.grid_name, config.mse_clip)
     groups = group_index(n, size).to(w.device)
     columns = w.T.contiguous()
+    spare = torch.empty_like(columns)
     if size == -1:  # before dead columns are zeroed, unlike groups
         scale, zero = (grid[None] for grid in search_grid(columns, *settings))
     columns[factors.dead] = 0.0
@@ -130,13 +143,22 @@ def _prepare(w: Tensor, factors: Factors, config: CompensationConfig) -> tuple[T
         groups = groups[factors.order]
     elif size != -1:
         scale, zero = w.new_zeros(2, -(-n // size), m)
-    return columns[factors.order] if config.act_order else columns, scale, zero, groups
+    if config.act_order:
+        columns, spare = torch.index_select(columns, 0, factors.order, out=spare), columns
+    return columns, spare, (scale, zero), groups
 
 
 def _solve(
-    remaining: Tensor, factors: Factors, grids: tuple[Tensor, Tensor], groups: Tensor, config: CompensationConfig
+    remaining: Tensor,
+    spare: Tensor,
+    factors: Factors,
+    grids: tuple[Tensor, Tensor],
+    groups: Tensor,
+    config: CompensationConfig,
 ) -> tuple[Tensor, float]:
     """Quantize transposed weights (n, m) in the solver's order, block by block; they are used up.
+
+    ``spare`` is memory of the same shape for what they were, if that is needed.
 
     Returns:
         Codes, (n, m), and the loss.
@@ -144,7 +166,7 @@ def _solve(
     (n, m), rule = remaining.shape, config.rule
     pull_all = isinstance(config, FOEMConfig) and config.pull == "all"
     pull_start = rule.pull if isinstance(config, FOEMConfig) and config.pull_block_start else 0.0
-    original = remaining.clone() if rule.cae or rule.pull else None
+    original = spare.copy_(remaining) if rule.cae or rule.pull else None
     codes = torch.empty(n, m, dtype=torch.uint8, device=remaining.device)
     loss = torch.zeros((), dtype=torch.float64, device=remaining.device)
     for start in range(0, n, config.block_size):
@@ -188,7 +210,8 @@ def _round_to_nearest(weight: Tensor, config: CompensationConfig, dtype: torch.d
     groups = group_index(w.shape[1], config.group_size).to(w.device)
     scale, zero = group_grids(w, config.group_size, config.bits, config.grid_name, config.mse_clip)
     codes = round_to_grid(w, scale, zero, groups, config.bits)
-    return _result(weight, codes.T, (scale.T, zero.T), groups, torch.empty_like(w).T, None, math.nan, math.nan)
+    near = dequantize(codes, scale, zero, groups).to(weight.dtype)
+    return QuantizedWeight(codes, scale, zero, groups, near, math.nan, math.nan)
 
 
 def _result(
@@ -196,25 +219,26 @@ def _result(
     codes: Tensor,
     grids: tuple[Tensor, Tensor],
     g_idx: Tensor,
-    levels: Tensor,
+    spare: tuple[Tensor, Tensor],
     back: Tensor | None,
     loss: float,
     damp: float,
 ) -> QuantizedWeight:
     """Bring transposed codes and grids into the layout of the weight, with columns in their original order, ``back``.
 
-    ``levels`` is memory of the codes' shape that nobody needs any more: fresh memory costs more than what is written.
+    ``spare`` is memory of the codes' shape that nobody needs any more.
     """
-    scale, zero = grids
+    (scale, zero), (levels, other) = grids, spare
     found, counts = g_idx.unique_consecutive(return_counts=True)
     sizes = counts.tolist()
     for group, columns, same in zip(found.tolist(), levels.split(sizes), codes.split(sizes), strict=True):
         for level, code in zip(columns.split(CACHED_COLUMNS), same.split(CACHED_COLUMNS), strict=True):
             level.copy_(code).sub_(zero[group]).mul_(scale[group])
     if back is not None:
-        codes, g_idx, levels = codes[back], g_idx[back], levels[back]
+        codes, g_idx = codes[back], g_idx[back]
+        levels, other = torch.index_select(levels, 0, back, out=other), levels
     # transposed as a whole, which is much faster than by pieces
-    dequantized, codes = levels.T.contiguous().to(weight.dtype), codes.T.contiguous()
+    dequantized, codes = other.view(weight.shape).copy_(levels.T).to(weight.dtype), codes.T.contiguous()
     return QuantizedWeight(codes, scale.T.contiguous(), zero.T.contiguous(), g_idx, dequantized, loss, damp)
 
 
