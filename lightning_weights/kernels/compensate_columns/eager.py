@@ -100,8 +100,7 @@ def _columns(
     # views are taken from all columns at once, since taking one costs as much as an operation on a short column
     rounded, errors = levels.unbind(0), waiting.unbind(0)
     columns = errors if kept is None else w.unbind(0)
-    index, (scales, zeros) = groups.tolist(), grids
-    limits = {group: (scales[group], -zeros[group], 2**bits - 1 - zeros[group]) for group in set(index)}
+    limits = _limits(grids, groups, bits)
     for number, first in enumerate(range(0, block, COLUMNS)):
         stop = min(first + COLUMNS, block)
         piece, size = slice(first, stop), slice(stop - first)
@@ -116,7 +115,7 @@ def _columns(
         # columns to come have coefficients of zero: one view of the piece serves all its columns
         told, parts = error.T, shares[number, size, size].unbind(0)
         for q in range(first, stop):
-            column, (scale, low, high) = columns[q], limits[index[q]]
+            column, (scale, low, high) = columns[q], limits[q]
             if q > first:
                 column.addmv_(told, parts[q - first])
             level = torch.div(column, scale, out=rounded[q]).round_().clamp_(low, high)
@@ -130,6 +129,13 @@ def _columns(
             after, taken = slice(stop, stop + width), slice((stop - width) * pairs, stop * pairs)
             waiting[after].addmm_(later[after, taken], lines[taken])
     return w, levels
+
+
+def _limits(grids: tuple[Tensor, Tensor], groups: Tensor, bits: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return scale, lowest and highest level relative to the zero point for every column."""
+    index, (scales, zeros) = groups.tolist(), grids
+    found = {group: (scales[group], -zeros[group], 2**bits - 1 - zeros[group]) for group in set(index)}
+    return [found[group] for group in index]
 
 
 def _without_errors(
