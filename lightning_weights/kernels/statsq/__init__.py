@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -105,6 +106,10 @@ class _StatsQ(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         return upstream, None
+
+
+# torch asks for it in every call, and finding it out takes longer than adding to ten thousand weights
+_StatsQ.forward.__signature__ = inspect.signature(_StatsQ.forward)  # type: ignore[attr-defined]
 
 
 def statsq(weight: Tensor, bits: int) -> Tensor:

@@ -17,8 +17,8 @@ def quantize(weight: Tensor, bits: int, values: Tensor) -> None:
     """Write the quantized weights."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     with torch.inference_mode():  # spares every call the autograd layers
-        for place, scratch in _chunks(weight, values if values.dtype == wide else None, wide):
-            step = _grid_positions(weight[place], bits, scratch)
+        for place, part, scratch in _chunks(weight, values if values.dtype == wide else None, wide):
+            step = _grid_positions(part, bits, scratch)
             scratch.round_().add_(HALF).mul_(step)
             if values.dtype != wide:
                 values[place] = scratch
@@ -40,8 +40,8 @@ def observe(
 ) -> None:
     """Write codes, steps and counts, and what else is asked for; advance the tracker."""
     counts.zero_()
-    for place, scratch in _chunks(weight, None, step.dtype):
-        step[place] = _grid_positions(weight[place], bits, scratch).squeeze(1)
+    for place, part, scratch in _chunks(weight, None, step.dtype):
+        step[place] = _grid_positions(part, bits, scratch).squeeze(1)
         if movable is not None:
             n = 2 ** (bits - 1)
             distance = scratch.floor().clamp_(-n, n - 2).add_(HALF).sub_(scratch).abs_()
@@ -53,14 +53,17 @@ def observe(
             values[place] = scratch.add_(HALF).mul_(step[place].unsqueeze(1))
 
 
-def _chunks(weight: Tensor, scratch: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield which rows come next and memory for them: those of ``scratch``, or always the same."""
+def _chunks(weight: Tensor, scratch: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield which rows come next, their weights, and memory for them: that of ``scratch``, or always the same."""
     rows, columns = weight.shape
     count = max(1, CHUNK // max(1, columns)) if weight.device.type == "cpu" else max(1, rows)
     memory = weight.new_empty((min(count, rows), columns), dtype=dtype) if scratch is None else scratch
+    if columns and 0 < rows <= count:  # views would cost as much as working on a small weight
+        yield slice(None), weight, memory
+        return
     for start in range(0, rows if columns else 0, count):
         place = slice(start, min(start + count, rows))
-        yield place, memory[: place.stop - start] if scratch is None else memory[place]
+        yield place, weight[place], memory[: place.stop - start] if scratch is None else memory[place]
 
 
 def _grid_positions(weight: Tensor, bits: int, scratch: Tensor) -> Tensor:
