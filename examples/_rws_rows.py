@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from _files import Run
 from _harness import Results, Settings
-from _rws_training import SEEN, STRENGTHS, Part, Task, accuracy, corrupted, network, parts, task, train
+from _rws_training import SEEN, STRENGTHS, Part, Task, accuracy, corrupted, dead, network, parts, task, train
 from torch import Tensor, nn
 
 from lightning_weights.modules import (
@@ -24,15 +24,19 @@ from lightning_weights.modules import (
 SHALLOW, LEVELS, MIX = 3, 16, 0.5
 CLEAN, ROBUST, WISE = "clean", "robust", f"WiSE-FT, {MIX:g}"
 FEW, ALL = f"RWS, {SHALLOW} layers", "RWS, all layers"
-PACKED, WRONG, OTHER_TASK = f"{FEW}, {LEVELS} levels", f"{FEW}, wrong corruption", f"{FEW}, of other classes"
-ALL_WRONG, ALL_OTHER_TASK = f"{ALL}, wrong corruption", f"{ALL}, of other classes"
+PACKED, WRONG, MOVED = f"{FEW}, {LEVELS} levels", f"{FEW}, wrong corruption", f"{FEW}, transferred"
+ALL_WRONG, ALL_MOVED = f"{ALL}, wrong corruption", f"{ALL}, transferred"
 SUM, PUBLISHED = f"{FEW}, two summed", f"{FEW}, two as published"
 PLAIN, ALL_PLAIN = f"difference, {SHALLOW} layers", "difference, all layers"
 NORMS, FEW_NORMS, ALL_NORMS = "batch norm alone", f"{FEW}, batch norm", f"{ALL}, batch norm"
+MOVED_NORMS = f"{MOVED}, batch norm"
 BASELINES = (CLEAN, ROBUST, WISE, PLAIN, ALL_PLAIN, NORMS)
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 BATCHES = 128
 BLUR = "gaussian_blur"
+CLASSES = range(5)  # of the networks that are patched
+# where the weights before and the transferred signatures come from
+ORIGINS = {"digits": ("digits", range(5, 10)), "mnist1d": ("mnist1d", range(5, 10)), "letters": ("digits", CLASSES)}
 Signatures = dict[str, dict[str, RobustWeightSignature]]
 
 
@@ -49,6 +53,8 @@ class Plan:
 class Networks:
     """One task's networks: clean, and one per corruption."""
 
+    data: str
+    part: Task
     pretrained: nn.Module
     standard: nn.Module
     robust: dict[str, nn.Module]
@@ -62,15 +68,22 @@ class Networks:
         }
 
 
-def train_all(pretrained: nn.Module, part: Task, data: str, seed: int, plan: Plan) -> Networks:
+def train_all(pretrained: nn.Module, data: str, classes: range, seed: int, plan: Plan) -> Networks:
     """Train one task's networks, all alike but for the inputs."""
-    options = {"epochs": plan.epochs, "lr": plan.lr, "seed": seed}
+    part, options = task(data, classes), {"epochs": plan.epochs, "lr": plan.lr, "seed": seed}
     standard = train(pretrained, part, **options)
     robust = {
         name: train(pretrained, part, **options, change=partial(change, data=data, name=name, seed=seed))
         for name in STRENGTHS[data]
     }
-    return Networks(pretrained, standard, robust)
+    return Networks(data, part, pretrained, standard, robust)
+
+
+def count_dead(networks: Networks, seed: int) -> int:
+    """Count the clean and robust networks that give all validation samples of their kind the same class."""
+    x = networks.part.val.x
+    robust = [(net, corrupted(networks.data, name, x, seed, SEEN)) for name, net in networks.robust.items()]
+    return sum(dead(net, inputs) for net, inputs in ((networks.standard, x), *robust))
 
 
 def change(x: Tensor, first: int, *, data: str, name: str, seed: int) -> Tensor:
@@ -81,12 +94,12 @@ def change(x: Tensor, first: int, *, data: str, name: str, seed: int) -> Tensor:
 class Bench:
     """Tests ways to change the clean network, on every corruption, and gives the network back as it was."""
 
-    def __init__(self, networks: Networks, part: Task, data: str, seed: int) -> None:
-        self.networks, self.part = networks, part
+    def __init__(self, networks: Networks, seed: int) -> None:
+        self.networks, self.part = networks, networks.part
         self.net = copy.deepcopy(networks.standard)
-        tests = {name: corrupted(data, name, part.test.x, seed, 2 * SEEN) for name in networks.robust}
-        self.tests = {name: Part(x, part.test.y) for name, x in tests.items()}
-        self.inputs = {name: corrupted(data, name, part.train.x, seed, 0) for name in networks.robust}
+        data, test, train_x = networks.data, self.part.test, self.part.train.x
+        self.tests = {name: Part(corrupted(data, name, test.x, seed, 2 * SEEN), test.y) for name in networks.robust}
+        self.inputs = {name: corrupted(data, name, train_x, seed, 0) for name in networks.robust}
         self.metrics: dict[str, float] = {}
 
     def note(self, row: str, name: str, net: nn.Module) -> None:
@@ -122,6 +135,11 @@ def shifted(signatures: dict[str, RobustWeightSignature]) -> dict[str, list[Robu
     """Give each corruption the signature of the next one, which is a wrong one."""
     names = list(signatures)
     return {name: [signatures[other]] for name, other in zip(names, [*names[1:], names[0]], strict=True)}
+
+
+def distinct(signatures: list[RobustWeightSignature]) -> list[RobustWeightSignature]:
+    """Leave out what is there twice, as signatures of dead networks are, which differ in nothing."""
+    return list({signature.digest: signature for signature in signatures}.values())
 
 
 def mixed(networks: Networks) -> dict[str, nn.Module]:
@@ -181,21 +199,20 @@ def train_one(settings: Settings, seed: int) -> dict[str, float]:
     """Train all networks of a setting and measure all rows."""
     data, kind = settings["setting"].split("-")
     plan = Plan(settings["pretraining"], settings["epochs"], settings["lr"])
-    pretrained = train(network(data, kind), parts(data), epochs=plan.pretraining, lr=plan.lr, seed=seed)
-    first, second = (
-        train_all(pretrained, task(data, classes), data, seed, plan) for classes in (range(5), range(5, 10))
-    )
-    bench = Bench(first, task(data, range(5)), data, seed)
+    origin, classes = ORIGINS[data]
+    pretrained = train(network(data, kind), parts(origin), epochs=plan.pretraining, lr=plan.lr, seed=seed)
+    first, second = (train_all(pretrained, *each, seed, plan) for each in ((data, CLASSES), (origin, classes)))
+    bench = Bench(first, seed)
     few, every = ({"ours": first.signatures(n), "theirs": second.signatures(n)} for n in (SHALLOW, None))
     bench.replace(CLEAN, dict.fromkeys(first.robust, first.standard))
     bench.replace(ROBUST, first.robust)
     bench.replace(WISE, mixed(first))
-    for row, wrong, transferred, signatures in ((FEW, WRONG, OTHER_TASK, few), (ALL, ALL_WRONG, ALL_OTHER_TASK, every)):
+    for row, wrong, transferred, signatures in ((FEW, WRONG, MOVED, few), (ALL, ALL_WRONG, ALL_MOVED, every)):
         bench.patch(row, singly(signatures["ours"]))
         bench.patch(wrong, shifted(signatures["ours"]))
         bench.patch(transferred, singly(signatures["theirs"]))
     bench.patch(PACKED, {name: [each.quantized(LEVELS)] for name, each in few["ours"].items()})
-    two = {name: [few["ours"][name], *others] for name, others in shifted(few["ours"]).items()}
+    two = {name: distinct([few["ours"][name], *others]) for name, others in shifted(few["ours"]).items()}
     bench.patch(SUM, two)
     bench.patch(PUBLISHED, two, weighting="published")
     for row, layers in ((PLAIN, SHALLOW), (ALL_PLAIN, None)):
@@ -205,9 +222,11 @@ def train_one(settings: Settings, seed: int) -> dict[str, float]:
     if kind == "resnet":
         bench.replace(NORMS, adapted(first, bench.inputs))
         bench.patch(FEW_NORMS, singly(few["ours"]), norms=True)
+        bench.patch(MOVED_NORMS, singly(few["theirs"]), norms=True)
         bench.patch(ALL_NORMS, singly(every["ours"]), norms=True)
-    restored = {"facts|restored": float(bench.restored())}
-    return {**bench.metrics, **facts(first, few, every), **restored, "corrupted": mean_of(bench.metrics, FEW)}
+    dead_ones = sum(count_dead(networks, seed) for networks in (first, second))
+    own = {"facts|restored": float(bench.restored()), "facts|dead": float(dead_ones)}
+    return {**bench.metrics, **facts(first, few, every), **own, "corrupted": mean_of(bench.metrics, FEW)}
 
 
 def scale_row(scale: float) -> str:

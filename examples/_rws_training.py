@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from _rws_letters import letters
 from torch import Tensor, nn
 
 from lightning_weights.data import MNIST1D, Digits
@@ -21,6 +22,7 @@ STRENGTHS: dict[str, dict[str, float]] = {
     "digits": {"gaussian_noise": 0.6, "impulse_noise": 0.3, "gaussian_blur": 4.0, "pixelate": 0.3, "contrast": 0.15},
     "mnist1d": {"gaussian_noise": 0.15, "impulse_noise": 0.15, "gaussian_blur": 1.5, "pixelate": 0.3, "contrast": 0.15},
 }
+STRENGTHS["letters"] = STRENGTHS["digits"]
 
 
 class Part(NamedTuple):
@@ -43,6 +45,8 @@ def parts(data: str) -> Task:
     """Return all classes, the same samples for all seeds: inputs in [0, 1]."""
     if data == "digits":
         x, y, test_x, test_y = Digits(test_size=500, as_images=True, image_size=16).load()
+    elif data == "letters":
+        x, y, test_x, test_y = letters()
     else:
         x, y, test_x, test_y = MNIST1D(num_samples=2000).load()
         x, test_x = ((part.clamp(-LARGEST, LARGEST) + LARGEST) / (2 * LARGEST) for part in (x, test_x))
@@ -111,6 +115,13 @@ def accuracy(net: nn.Module, part: Part) -> float:
     """Return the percentage that is classified right."""
     with evaluation_mode(net):
         return 100 * float((net(part.x).argmax(1) == part.y).float().mean())
+
+
+@torch.no_grad()
+def dead(net: nn.Module, x: Tensor) -> bool:
+    """Tell whether all inputs get the same class."""
+    with evaluation_mode(net):
+        return len(net(x).argmax(1).unique()) == 1
 
 
 def train(

@@ -3,10 +3,11 @@
 Per seed a network is pre-trained on ten classes and fine-tuned from there on classes 0 to 4, once on clean data and
 once on each of five corruptions, with the same seed and order; the same for classes 5 to 9, whose signatures are
 transferred. Every row changes the clean network of classes 0 to 4 in another way and tests it on the corrupted test
-samples.
+samples. Letters are another data set, printed ones from A to J: there the weights before and the transferred signatures
+are those of handwritten digits.
 
     python examples/rws.py                                   # digits of 16 x 16 pixels and a small VGG, three seeds
-    python examples/rws.py --settings digits-resnet mnist1d-vgg mnist1d-resnet
+    python examples/rws.py --settings letters-vgg letters-resnet digits-resnet mnist1d-vgg mnist1d-resnet
     python examples/rws.py --epochs 60 --seeds 5
 
 MNIST-1D's values from -4 to 4 standard deviations count as 0 to 1.
@@ -27,6 +28,7 @@ from _rws_rows import (
     CLEAN,
     FEW,
     LEVELS,
+    ORIGINS,
     PACKED,
     SCALES,
     WRONG,
@@ -40,6 +42,8 @@ from _rws_training import STRENGTHS
 RECIPES = {
     "digits-vgg": Plan(pretraining=12, epochs=40, lr=0.1),
     "digits-resnet": Plan(pretraining=6, epochs=20, lr=0.1),
+    "letters-vgg": Plan(pretraining=12, epochs=40, lr=0.1),
+    "letters-resnet": Plan(pretraining=6, epochs=20, lr=0.1),
     "mnist1d-vgg": Plan(pretraining=20, epochs=40, lr=0.03),
     "mnist1d-resnet": Plan(pretraining=6, epochs=20, lr=0.1),
 }
@@ -67,17 +71,23 @@ def judge(results: Results) -> list[tuple[str, bool]]:
 def describe(results: Results, setting: str, plan: Plan) -> list[str]:
     """Return what the table does not say."""
     facts = next(run for run in results.runs if run.method == "facts").metrics
+    data = setting.split("-")[0]
+    origin, classes = ORIGINS[data]
+    dead = ", ".join(f"{count:g}" for count in results.values("dead", "facts").values())
     layers = [metric for metric in facts if metric.startswith("layer")]
     moved = ", ".join(f"{results.estimate(metric, 'facts'):.2f}" for metric in layers)
     alike = [results.estimate(f"{kind} corruption", "facts") for kind in ("same", "other")]
-    strengths = ", ".join(f"{name} {value:g}" for name, value in STRENGTHS[setting.split("-")[0]].items())
+    strengths = ", ".join(f"{name} {value:g}" for name, value in STRENGTHS[data].items())
     return [
         f"{setting}: {plan.pretraining} epochs before, {plan.epochs} of fine-tuning, learning rate {plan.lr:g}; "
         f"accuracies in %, corrupted ones as means over {strengths}",
         f"relative difference between robust and clean networks, layer by layer: {moved}",
-        f"cosine between signatures: {alike[0]:.2f} for one corruption and other classes, {alike[1]:.2f} for another "
-        f"corruption and the same classes",
+        f"transferred signatures come from classes {classes[0]} to {classes[-1]} of {origin}",
+        f"cosine between signatures: {alike[0]:.2f} for one corruption and these, {alike[1]:.2f} for another "
+        f"corruption and the same samples",
         f"a signature of {FEW[5:]} with {LEVELS} levels is {facts['saving']:.1f} times smaller than the network",
+        f"dead networks, which give every validation sample one class and count as the others do: seed by seed {dead} "
+        f"of {2 + 2 * len(STRENGTHS[data])}",
     ]
 
 

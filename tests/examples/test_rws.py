@@ -8,6 +8,7 @@ import rws
 import torch
 from _files import Run
 from _harness import Results
+from _rws_letters import FONTS, LETTERS, VARIANTS, letters
 from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def few(data: str) -> _rws_training.Task:
     """Return a few samples of every class, noise in the shape of the data."""
-    shape = (1, 16, 16) if data == "digits" else (1, 40)
+    shape = (1, 40) if data == "mnist1d" else (1, 16, 16)
     found = []
     for seed, count in enumerate((60, 20, 40)):
         x = torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
@@ -27,11 +28,11 @@ def few(data: str) -> _rws_training.Task:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_rws_training, _rws_rows):
         monkeypatch.setattr(module, "parts", few)
-    for data in ("digits", "mnist1d"):
+    for data in ("digits", "letters", "mnist1d"):
         monkeypatch.setitem(_rws_training.STRENGTHS, data, {"gaussian_blur": 4.0, "contrast": 0.15})
 
 
-@pytest.mark.parametrize("setting", ["digits-vgg", "mnist1d-resnet"])
+@pytest.mark.parametrize("setting", ["letters-vgg", "mnist1d-resnet"])
 def test_script_measures_every_row(setting: str, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--seeds", "1", "--workers", "1", "--epochs", "2", "--pretraining", "1", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["rws.py", "--settings", setting, *arguments])
@@ -44,6 +45,32 @@ def test_script_measures_every_row(setting: str, small: None, tmp_path: Path, mo
     assert "every bit is restored" in (tmp_path / setting / "report.md").read_text()
     assert "[x] every bit is restored" in (tmp_path / setting / "report.md").read_text()
     assert (tmp_path / "rws.png").stat().st_size > 10_000
+
+
+def test_dead_networks_are_counted_and_measured(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lifeless(data: str, kind: str) -> nn.Module:
+        net = _rws_training.network(data, kind)
+        for name, value in net.named_parameters():
+            if name.endswith("bias"):
+                nn.init.constant_(value, -10.0)
+        return net
+
+    monkeypatch.setattr(_rws_rows, "network", lifeless)
+    found = _rws_rows.train_one({"setting": "digits-vgg", "pretraining": 1, "epochs": 1, "lr": 0.1}, 0)
+    assert found["facts|dead"] == 6  # of two tasks: clean, and robust against two corruptions
+    assert found["facts|restored"] == 1
+    rows = (_rws_rows.CLEAN, _rws_rows.FEW, _rws_rows.SUM, _rws_rows.PUBLISHED, _rws_rows.ALL_MOVED)
+    assert [_rws_rows.mean_of(found, row) for row in rows] == pytest.approx([20.0] * len(rows))
+
+
+def test_letters_are_those_of_other_fonts_in_the_test() -> None:
+    x, y, test_x, test_y = letters()
+    assert x.shape[1:] == test_x.shape[1:] == (1, 16, 16)
+    assert 0 <= float(x.min()) < 0.1 < 0.9 < float(x.max()) <= 1
+    for labels in (y, test_y):
+        assert len(set(labels.bincount(minlength=10).tolist())) == 1
+    assert len(x) + len(test_x) == len(FONTS) * len(LETTERS) * VARIANTS
+    assert torch.equal(test_x, letters()[2])
 
 
 def made_up(**changes: float) -> Results:
