@@ -44,7 +44,7 @@ RECIPES = {
     "digits-resnet": Plan(pretraining=6, epochs=20, lr=0.1),
     "letters-vgg": Plan(pretraining=12, epochs=40, lr=0.1),
     "letters-resnet": Plan(pretraining=6, epochs=20, lr=0.1),
-    "mnist1d-vgg": Plan(pretraining=20, epochs=40, lr=0.03),
+    "mnist1d-vgg": Plan(pretraining=60, epochs=40, lr=0.1),
     "mnist1d-resnet": Plan(pretraining=6, epochs=20, lr=0.1),
 }
 
