@@ -80,7 +80,7 @@ def train_all(pretrained: nn.Module, data: str, classes: range, seed: int, plan:
 
 
 def count_dead(networks: Networks, seed: int) -> int:
-    """Count the clean and robust networks that give all validation samples of their kind the same class."""
+    """Count the clean and robust networks that are dead to validation samples of their kind."""
     x = networks.part.val.x
     robust = [(net, corrupted(networks.data, name, x, seed, SEEN)) for name, net in networks.robust.items()]
     return sum(dead(net, inputs) for net, inputs in ((networks.standard, x), *robust))
@@ -138,7 +138,7 @@ def shifted(signatures: dict[str, RobustWeightSignature]) -> dict[str, list[Robu
 
 
 def distinct(signatures: list[RobustWeightSignature]) -> list[RobustWeightSignature]:
-    """Leave out what is there twice, as signatures of dead networks are, which differ in nothing."""
+    """Leave out what is there twice: where a network was dead before, all signatures are the same."""
     return list({signature.digest: signature for signature in signatures}.values())
 
 

@@ -119,7 +119,7 @@ def accuracy(net: nn.Module, part: Part) -> float:
 
 @torch.no_grad()
 def dead(net: nn.Module, x: Tensor) -> bool:
-    """Tell whether all inputs get the same class."""
+    """Tell whether a network is dead to its inputs: all of them get the same class."""
     with evaluation_mode(net):
         return len(net(x).argmax(1).unique()) == 1
 

@@ -86,8 +86,8 @@ def describe(results: Results, setting: str, plan: Plan) -> list[str]:
         f"cosine between signatures: {alike[0]:.2f} for one corruption and these, {alike[1]:.2f} for another "
         f"corruption and the same samples",
         f"a signature of {FEW[5:]} with {LEVELS} levels is {facts['saving']:.1f} times smaller than the network",
-        f"dead networks, which give every validation sample one class and count as the others do: seed by seed {dead} "
-        f"of {2 + 2 * len(STRENGTHS[data])}",
+        f"networks that are dead to their inputs, with one class for all validation samples of their kind: {dead} of "
+        f"{2 + 2 * len(STRENGTHS[data])}, seed by seed; they count as the others do",
     ]
 
 
