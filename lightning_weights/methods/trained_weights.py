@@ -46,9 +46,9 @@ CARDS: tuple[MethodCard, ...] = (
         example="examples/rws.py",
         ops=("apply_signature",),
         measured=(
-            "five corruptions, 3 seeds. VGG on 16 x 16 digits: corrupted accuracy 81.0 ± 3.3 % clean, 85.7 ± 5.1 patched "
+            "five corruptions, 3 seeds. VGG, 16 x 16 digits: corrupted accuracy 81.0 ± 3.3 % clean, 85.7 ± 5.1 patched "
             "in three layers (54 times smaller at 16 levels, same accuracy), 93.6 ± 1.8 in all, 96.2 robust; wrong "
-            "signature 81.3, plain difference 89.4 and 95.6. VGG on mnist1d: 30.1 clean, 32.1 and 36.3 patched, 57.1 "
+            "signature 81.3, plain difference 89.4 and 95.6. VGG, mnist1d: 30.1 clean, 32.1 and 36.3 patched, 57.1 "
             "robust, at half of the clean accuracy. ResNets: nothing without batch norm re-estimated, 10 and 18 points "
             "more with it than by that alone. No transfer to other classes or from digits to printed letters, no gain "
             "from sums"
