@@ -124,6 +124,16 @@ def test_rows_are_independent(method, order, cut):
     assert sum(part.loss for part in parts) == pytest.approx(whole.loss)
 
 
+@EACH
+@pytest.mark.parametrize("act_order", [False, True])
+def test_the_weights_given_are_left_as_they_were(method, act_order):
+    """One row is as contiguous as its transpose, of which no copy has to be made."""
+    made = layer()
+    row = made.weight[:1].clone()
+    solve(made._replace(weight=row), config(method, act_order=act_order, group_size=8))
+    assert torch.equal(row, made.weight[:1])
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize(
     ("method", "change"),

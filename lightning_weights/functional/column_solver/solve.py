@@ -133,7 +133,7 @@ def _prepare(
     """
     (m, n), size, settings = w.shape, config.group_size, (config.bits, config.grid_name, config.mse_clip)
     groups = group_index(n, size).to(w.device)
-    columns = w.T.contiguous()
+    columns = w.T.clone(memory_format=torch.contiguous_format)  # a copy of a single row, too
     spare = torch.empty_like(columns)
     if size == -1:  # before dead columns are zeroed, unlike groups
         scale, zero = (grid[None] for grid in search_grid(columns, *settings))
