@@ -23,7 +23,8 @@ def kernel_basis(
     $$\phi(a) = w \; \mathrm{GELU}(V_2 \, \mathrm{GELU}(V_1 \, p(a) + c_1) + c_2)$$
 
     A monomial that occurs several times in p is computed once, and its weights are added up. On a CPU, where positions
-    need no gradient, nothing between a and φ is kept for the backward pass but what the last GELU was applied to.
+    need no gradient, nothing between a and φ is kept for the backward pass but monomials and what the last GELU was
+    applied to.
 
     Args:
         attributes: a of shape (..., q).
@@ -70,21 +71,24 @@ class _Basis(torch.autograd.Function):
         return basis_op(attributes, first, first_bias, second, second_bias, factors, places)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *operands, ctx.degree, ctx.factors, ctx.places = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*operands, output[1])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)  # which would fill as much memory as the basis takes, for nothing
+        *operands, ctx.degree, _, ctx.places = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*operands, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-        attributes, *parameters, before = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
+        attributes, *parameters, before, powers = ctx.saved_tensors
+        if grad is None:
+            return (None,) * 8
         slopes: tuple[Tensor, ...]
         # gradients that shall have gradients are those of the composition
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             composed = partial(_composed, attributes, degree=ctx.degree)
             slopes = torch.func.vjp(composed, *parameters)[1](grad)
         else:
-            slopes = basis_backward_op(grad, before, attributes, *parameters[:3], ctx.factors, ctx.places)
+            slopes = basis_backward_op(grad, before, powers, *parameters[:3], ctx.places)
         wanted = ctx.needs_input_grad[1:5]
         return None, *(slope if want else None for slope, want in zip(slopes, wanted, strict=True)), None, None, None
 

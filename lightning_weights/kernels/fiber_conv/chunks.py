@@ -56,12 +56,14 @@ class Block:
 
     def take(self, values: Tensor, end: int, memory: Tensor) -> Tensor:
         """Return the values of points (N, X) at one end, which broadcast to the edges."""
-        own = values[self.points[end]].view(self.shape[0], -1, values.shape[1])
-        return own.unsqueeze(1 + end)
+        graphs, receivers, senders = self.shape
+        shape = (graphs, 1, senders) if end == SENDERS else (graphs, receivers, 1)
+        return values[self.points[end]].view(*shape, values.shape[1])
 
     def add(self, values: Tensor, end: int, messages: Tensor) -> None:
         """Add messages to the values of points at one end."""
-        values[self.points[end]].add_(messages.sum(1 + end).view(-1, values.shape[1]))
+        own = self.take(values, end, messages)
+        own.add_(messages.sum(1 + end, keepdim=True))
 
 
 def chunks(edges: SortedEdges, width: int) -> Iterator[Run | Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -24,7 +25,7 @@ def gather(features: Tensor, basis: Tensor, weight: Tensor, edges: SortedEdges) 
         Sums of shape (N, O, C) in fp32 or wider.
     """
     wide = torch.promote_types(features.dtype, torch.float32)
-    weight_t, parts = weight.to(wide).t(), _parts(features, basis, wide)
+    weight_t, parts = weight.to(wide).t().contiguous(), _parts(features, basis, wide)
     result = torch.zeros_like(features, dtype=wide, memory_format=torch.contiguous_format)
     sums = _parts(result, basis, wide)
     for chunk, (kernel, messages) in _chunks(parts[0], edges, 2):
@@ -112,12 +113,14 @@ def _parts(features: Tensor, basis: Tensor, wide: torch.dtype) -> tuple[Tensor, 
 def _chunks(flat: Tensor, edges: SortedEdges, buffers: int) -> Iterator[tuple[Run | Block, list[Tensor]]]:
     """Yield edges, and memory for so many messages."""
     width, memory = flat.shape[1], flat.new_empty(0)
+    shape, pieces = None, []
     for chunk in chunks(edges, width):
-        count = (chunk.edges.stop - chunk.edges.start) * width
-        if memory.numel() < buffers * count:
-            memory = flat.new_empty(buffers * count)
-        pieces = memory[: buffers * count].view(buffers, *chunk.shape, width)
-        yield chunk, list(pieces.unbind())
+        if chunk.shape != shape:
+            shape, count = chunk.shape, buffers * math.prod(chunk.shape) * width
+            if memory.numel() < count:
+                memory = flat.new_empty(count)
+            pieces = list(memory[:count].view(buffers, *shape, width).unbind())
+        yield chunk, pieces
 
 
 def _rows(basis: Tensor, some: slice, wide: torch.dtype) -> Tensor:

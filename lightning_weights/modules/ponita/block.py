@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_weights.errors import check_number
-from lightning_weights.functional.ponita import gelu_linear
 from lightning_weights.kernels.fiber_conv import SortedEdges
 from lightning_weights.modules.ponita.separable_fiber_conv import SeparableFiberConv
 
@@ -46,7 +46,7 @@ class PonitaBlock(nn.Module):
     def forward(self, features: Tensor, basis: Tensor, fiber_basis: Tensor | None, edges: SortedEdges) -> Tensor:
         """Compute the layer; arguments as those of the convolution."""
         change = self.norm(self.conv(features, basis, fiber_basis, edges))
-        change = gelu_linear(self.linear_1(change), self.linear_2.weight, self.linear_2.bias)
+        change = self.linear_2(F.gelu(self.linear_1(change)))
         if self.layer_scale is not None:
             change = change * self.layer_scale
         return features + change if self.conv.in_channels == self.conv.out_channels else change
