@@ -37,7 +37,7 @@ from matplotlib.axes import Axes
 PNITA, PONITA = "PNITA", "PONITA"
 GRID = (4e-3, 8e-3, 1.6e-2)
 FIRST_TUNING_SEED = 100
-# learning rates of --tune; those of one molecule are the ones of eight, and those of digits are not tuned
+# learning rates of --tune; those of one molecule are the ones of eight
 METHODS: dict[str, dict[str, Settings]] = {
     "particles": {
         **{name: {} for name in particles.BASELINES},
@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Settings]] = {
     "molecules": {molecules.MEANS: {}, PNITA: {"lr": 8e-3}, PONITA: {"lr": 8e-3}},
     "generation": {molecules.NOISE: {}, molecules.HELD_OUT: {}, PONITA: {"lr": 8e-3}},
     "equivariance": {name: {} for name in equivariance.GRIDS},
-    "digits": {PNITA: {"lr": 4e-3}, PONITA: {"lr": 4e-3}},
+    "digits": {PNITA: {"lr": 8e-3}, PONITA: {"lr": 8e-3}},
 }
 # corners of a cube: a third of the Fibonacci grid's error under rotations
 ETHANOL = {"smiles": ["CCO"], "tested": 50, "grid": "platonic"}
@@ -61,7 +61,7 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
         "molecules": {"epochs": 8, "conformers": 50},
         "generation": {"epochs": 12, "conformers": 130, "steps": 20},
         "equivariance": {},
-        "digits": {"epochs": 8},
+        "digits": {"epochs": 16},
     },
     "long": {
         "particles": {"epochs": 100, "systems": 3000},
