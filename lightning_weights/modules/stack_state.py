@@ -55,8 +55,9 @@ class StackOutput:
         Returns:
             Weight of shape (p,) and bias of shape (), fp64.
         """
-        weight = self.blend @ self.coefficients / self.scale
-        return weight, self.blend @ self.intercepts - weight @ self.mean
+        # sums, since products round by where their operands lie in memory, and those of a file lie elsewhere
+        weight = (self.blend[:, None] * self.coefficients).sum(0) / self.scale
+        return weight, (self.blend * self.intercepts).sum() - (weight * self.mean).sum()
 
 
 @dataclass(frozen=True, eq=False)
