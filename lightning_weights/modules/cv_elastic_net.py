@@ -47,7 +47,7 @@ class CVElasticNet(PenalisedRegressor):
         l1_ratios: Sequence[float] = L1_RATIOS,
         inner_folds: int = 3,
         tolerance: float = 1e-4,
-        max_sweeps: int = 1000,
+        max_sweeps: int = 10_000,
     ) -> None:
         self.penalties = penalties
         self.l1_ratios = l1_ratios

@@ -42,7 +42,7 @@ class CVLasso(PenalisedRegressor):
         penalties: Sequence[float] = L1_PENALTIES,
         inner_folds: int = 3,
         tolerance: float = 1e-4,
-        max_sweeps: int = 1000,
+        max_sweeps: int = 10_000,
     ) -> None:
         self.penalties = penalties
         self.inner_folds = inner_folds

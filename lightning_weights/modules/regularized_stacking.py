@@ -66,7 +66,7 @@ class RegularizedStacking(Estimator):
 
     Source: Mohammad and Meherab 2026, arXiv:2602.12469. Differences: all is solved on Gram matrices of the folds. Lasso
     and elastic net choose penalties by solutions without a tolerance, not by where 10 000 sweeps of coordinate descent
-    end, so that of nearly equal ones another may win; what 1000 sweeps do not solve afterwards has no tolerance either.
+    end, so that of nearly equal ones another may win; so is solved what such sweeps leave unsolved afterwards.
     ``relative`` thresholds, groups, several outputs and ``nested`` are additions.
 
     Examples:

@@ -15,8 +15,7 @@ from lightning_weights.kernels.coordinate_descent import coordinate_descent, dua
 
 L1_PENALTIES = tuple(np.logspace(-5, 1, 30).tolist())
 L1_RATIOS = (0.1, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0)
-TOLERANCE = 1e-4
-MAX_SWEEPS = 1000  # what takes longer costs less by active sets
+TOLERANCE, MAX_SWEEPS = 1e-4, 10_000
 
 
 def elastic_net_paths(
