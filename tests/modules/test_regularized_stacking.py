@@ -57,6 +57,8 @@ def test_learners_are_blended_by_their_errors():
     np.testing.assert_allclose(found.state_.outputs[0].blend, blender.weights_)
     np.testing.assert_allclose(found.oof_, blender.predict(oof))
     learners = found.report_["learners"]
+    assert set(learners["lasso"]["fold_l1_ratios"]) == {1.0}
+    assert set(learners["elasticnet"]["fold_l1_ratios"]) <= {0.1, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0}
     assert list(learners) == ["ridge", "lasso", "elasticnet"]
     assert found.report_["rmse"] <= sum(part["weight"] * part["rmse"] for part in learners.values()) + 1e-12
     uniform = RegularizedStacking(**settings, blend="uniform").fit(table, target)
