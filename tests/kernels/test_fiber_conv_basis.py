@@ -11,6 +11,11 @@ from lightning_weights.kernels.fiber_conv import basis
 SIZES = {"few rows": (7, 2, 3), "no rows": (0, 2, 2), "one attribute": (40, 1, 4), "three": (33, 3, 3)}
 
 
+@pytest.fixture(autouse=True)
+def chunks_for_any_number_of_rows(monkeypatch):
+    monkeypatch.setattr(basis, "FEW", -1)
+
+
 def operands(rows, attributes, degree, dtype=torch.float64):
     """Attributes and parameters."""
     shapes = ((6, num_polynomial_features(attributes, degree)), (6,), (5, 6), (5,))

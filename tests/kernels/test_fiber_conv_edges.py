@@ -1,5 +1,7 @@
 """The convolution's edges: complete graphs, reverse edges, chunks, and a basis for half of the orientations."""
 
+import math
+
 import pytest
 import torch
 
@@ -58,25 +60,30 @@ def test_reverse_edges_are_found():
     assert not is_mirrored(sort_edges(torch.tensor([[0, 1, 1], [1, 0, 0]]), 2))
 
 
-@pytest.mark.parametrize("size", [1 << 18, 100, 30, 1])
+@pytest.mark.parametrize("size", [1 << 19, 100, 30, 1])
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_chunks_hold_every_edge_once(graph, size, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", size)
     edges, width = sort_edges(GRAPHS[graph], 11 if graph != "one" else 6), 2
-    index, seen = torch.arange(float(len(edges.offsets) - 1))[:, None].repeat(1, width), []
-    for chunk in chunks.chunks(edges, width):
-        ends = []
-        for end in (chunks.SENDERS, chunks.RECEIVERS):
-            memory = index.new_empty(*chunk.shape, width)
-            ends.append((torch.zeros_like(memory) + chunk.take(index, end, memory.clone()))[..., 0].flatten().long())
-        assert torch.equal(ends[0], edges.senders[chunk.edges])
-        assert torch.equal(ends[1], edges.receivers[chunk.edges])
-        assert len(ends[0]) <= max(size // width, chunk.shape[-1])  # never less than the edges of one receiver
-        seen.append(chunk.edges)
-    assert [place for some in seen for place in range(some.start, some.stop)] == list(range(len(edges.senders)))
+    index, found = torch.arange(float(len(edges.offsets) - 1))[:, None].repeat(1, width), [[], []]
+    sums = [torch.zeros_like(index), torch.zeros_like(index)]
+    start = 0
+    for some in chunks.chunks(edges, width):
+        assert some.edges.start == start
+        start = some.edges.stop
+        for number in range(some.count):
+            messages = index.new_empty(*some.shape, width)
+            for end in (chunks.SENDERS, chunks.RECEIVERS):
+                own = torch.zeros_like(messages) + some.take(index, end)(number, messages.clone())
+                found[end] += own[..., 0].flatten().long().tolist()
+                some.add(sums[end], end)(number, own + 1)
+            assert math.prod(some.shape) <= max(size // width, some.shape[-1])  # or the edges of one receiver
+    assert [found[0], found[1]] == [edges.senders.tolist(), edges.receivers.tolist()]
+    for total, ends in zip(sums, (edges.senders, edges.receivers), strict=True):
+        assert torch.equal(total, (index + 1) * torch.bincount(ends, minlength=len(index))[:, None])
 
 
-@pytest.mark.parametrize("size", [1 << 18, 40])
+@pytest.mark.parametrize("size", [1 << 19, 40])
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_half_a_basis_is_a_whole_one_with_that_of_the_reverse_edges(graph, size, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", size)

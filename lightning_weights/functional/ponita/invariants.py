@@ -71,7 +71,7 @@ def bi_invariants(
         across = o[0] * r[1] - o[1] * r[0]
     else:
         # what remains of a parallel displacement is rounding, and its direction is noise
-        noise = (NOISE * torch.finfo(relative.dtype).eps) ** 2 * relative.detach().square().sum(-1)
+        noise = (NOISE * torch.finfo(relative.dtype).eps) ** 2 * _dot(r, r).detach()
         rest = [x - along * y for x, y in zip(r, o, strict=True)]
         across = _safe_root(_dot(rest, rest), noise)
     attributes = [along, across]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_weights.functional.ponita.gelu_linear import gelu_linear
 from lightning_weights.functional.ponita.polynomials import monomials, polynomial_features
-from lightning_weights.kernels.fiber_conv.basis import basis_backward_op, basis_op
+from lightning_weights.kernels.fiber_conv import basis as chunked
 
 
 def kernel_basis(
@@ -22,9 +22,9 @@ def kernel_basis(
 
     $$\phi(a) = w \; \mathrm{GELU}(V_2 \, \mathrm{GELU}(V_1 \, p(a) + c_1) + c_2)$$
 
-    A monomial that occurs several times in p is computed once, and its weights are added up. On a CPU, where positions
-    need no gradient, nothing between a and φ is kept for the backward pass but monomials and what the last GELU was
-    applied to.
+    On a CPU, where positions need no gradient, rows go in chunks: a monomial that occurs several times in p is computed
+    once, its weights are added up, and nothing between a and φ is kept for the backward pass but monomials and what the
+    last GELU was applied to. A thousand rows or less go at once, operation by operation.
 
     Args:
         attributes: a of shape (..., q).
@@ -68,7 +68,7 @@ class _Basis(torch.autograd.Function):
         factors: list[int],
         places: list[int],
     ) -> Any:
-        return basis_op(attributes, first, first_bias, second, second_bias, factors, places)
+        return chunked.basis_op(attributes, first, first_bias, second, second_bias, factors, places)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -88,14 +88,14 @@ class _Basis(torch.autograd.Function):
             composed = partial(_composed, attributes, degree=ctx.degree)
             slopes = torch.func.vjp(composed, *parameters)[1](grad)
         else:
-            slopes = basis_backward_op(grad, before, powers, *parameters[:3], ctx.places)
+            slopes = chunked.basis_backward_op(grad, before, powers, *parameters[:3], ctx.places)
         wanted = ctx.needs_input_grad[1:5]
         return None, *(slope if want else None for slope, want in zip(slopes, wanted, strict=True)), None, None, None
 
 
 def _in_cache(attributes: Tensor, *parameters: Tensor) -> bool:
     kind = attributes.device.type
-    usual = kind == "cpu" and not torch.is_autocast_enabled(kind)
+    usual = kind == "cpu" and not torch.is_autocast_enabled(kind) and attributes[..., 0].numel() > chunked.FEW
     return usual and not attributes.requires_grad and all(p.dtype == attributes.dtype for p in parameters)
 
 

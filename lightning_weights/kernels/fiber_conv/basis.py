@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_weights.kernels._op import register
 
 CHUNK = 1 << 18  # entries of the hidden layer that exist at once
+FEW = 1 << 10  # rows up to which calls cost more than chunks save
 _gelu = torch.ops.aten.gelu.out
 _gelu_backward = torch.ops.aten.gelu_backward.grad_input
 Tensors = tuple[Tensor, ...]

@@ -46,6 +46,14 @@ def test_self_loops_and_repeated_edges():
     assert add_self_loops(torch.zeros(2, 0, dtype=torch.int64), 0).shape == (2, 0)
 
 
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_any_list_of_edges_becomes_sorted_with_every_loop_once(points):
+    pairs = list(itertools.product(range(points), repeat=2))
+    for edges in itertools.chain.from_iterable(itertools.product(pairs, repeat=count) for count in range(4)):
+        edge_index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T
+        assert as_set(add_self_loops(edge_index, points)) == {*edges, *((point, point) for point in range(points))}
+
+
 def test_lifted_graphs():
     pos = torch.randn(7, 2)
     edge_index = radius_edges(pos, 1.2)

@@ -11,6 +11,7 @@ from lightning_weights.functional.ponita import (
     polynomial_cutoff,
     polynomial_features,
 )
+from lightning_weights.kernels.fiber_conv.basis import FEW
 
 
 @pytest.mark.parametrize("degree", [1, 2, 4])
@@ -78,6 +79,18 @@ def test_only_wanted_gradients():
     assert parameters[0].grad.any()
     with torch.no_grad():
         assert not kernel_basis(attributes, parameters, degree=3).requires_grad
+
+
+def test_rows_go_in_chunks_if_there_are_many():
+    parameters, kept, values = pieces(), [], []
+    attributes = torch.randn(FEW + 1, 2, dtype=torch.float64)
+    for rows in (attributes, attributes[:-1]):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, own=saved: own.append(x) or x, lambda x: x):
+            values.append(kernel_basis(rows, parameters, degree=3))
+        kept.append(sum(tensor.numel() for tensor in saved))
+    assert kept[0] < kept[1]  # of one row more
+    torch.testing.assert_close(values[0][:-1], values[1])
 
 
 def test_no_rows():
