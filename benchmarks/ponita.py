@@ -3,11 +3,15 @@
 One thread, CPU time of the process, forward and backward pass on 16 complete graphs of 20 points, which all networks
 map to a scalar and a vector for each point. Contestants take turns in random order, and ratios are taken within rounds,
 so that a busy machine slows all alike. PONITA's two forms have the same weights and the same results; the unfused one
-is its operators one by one. Networks of e3nn's tensor products take part if e3nn is installed. Memory is what PyTorch's
-profiler counts in one pass. GPU numbers are estimates from the kernels' cost model and are called so.
+is its operators one by one. The two also run each in processes of its own, as a network is trained: there the system
+hands large tensors' memory out anew in every pass. Networks of e3nn's tensor products take part if e3nn is installed.
+Memory is what PyTorch's profiler counts in one pass. GPU numbers are estimates from the kernels' cost model and are
+called so.
 """
 
 import importlib.util
+import multiprocessing
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +20,7 @@ from _measure import (
     PEAK_BANDWIDTH,
     arguments,
     conclude,
+    cpu_seconds,
     milliseconds,
     peak,
     prepare,
@@ -53,13 +58,7 @@ AGAINST = [title(*sizes) for sizes in SIZES[:2]]  # as many parameters as e3nn's
 
 def networks() -> dict[str, tuple[Network, int]]:
     """Return every contestant as a function of points, with its number of parameters."""
-    found: dict[str, tuple[Network, int]] = {}
-    for grid, orientations, channels, basis in SIZES:
-        sizes = {"hidden_dim": channels, "basis_dim": basis, "num_layers": LAYERS, "num_orientations": orientations}
-        network = Ponita(1, 1, 1, 1, **sizes, grid=grid, random_grid="off")
-        name, count = title(grid, orientations, channels, basis), number_of_parameters(network)
-        found[name] = (fused(network), count)
-        found[f"{name}, unfused"] = (unfused(network), count)
+    found = {name: form for sizes in SIZES for name, form in forms(*sizes).items()}
     rivals: dict[str, nn.Module] = {"EGNN, 64 wide": EGNN(64, LAYERS)}
     if importlib.util.find_spec("e3nn") is not None:
         rivals |= {
@@ -67,6 +66,14 @@ def networks() -> dict[str, tuple[Network, int]]:
             for channels, lmax in ((64, 1), (32, 2), (64, 2))
         }
     return found | {name: (network, number_of_parameters(network)) for name, network in rivals.items()}
+
+
+def forms(grid: str, orientations: int, channels: int, basis: int) -> dict[str, tuple[Network, int]]:
+    """Return a PONITA, fused and unfused."""
+    sizes = {"hidden_dim": channels, "basis_dim": basis, "num_layers": LAYERS, "num_orientations": orientations}
+    network = Ponita(1, 1, 1, 1, **sizes, grid=grid, random_grid="off")
+    name, count = title(grid, orientations, channels, basis), number_of_parameters(network)
+    return {name: (fused(network), count), f"{name}, unfused": (unfused(network), count)}
 
 
 def fused(network: Ponita) -> Network:
@@ -125,6 +132,28 @@ def measure_networks(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_alone(processes: int) -> list[dict[str, Any]]:
+    """Return how much longer the unfused form takes, each in so many new processes, which take turns."""
+    rows, context = [], multiprocessing.get_context("spawn")
+    for sizes in SIZES:
+        times: dict[str, list[float]] = {name: [] for name in forms(*sizes)}
+        for _ in range(processes):
+            for name, own in times.items():
+                with context.Pool(1) as pool:
+                    own.append(pool.apply(time_alone, (sizes, name)))
+        own, other = times.values()
+        row = {"name": title(*sizes), "ms": milliseconds(own), "unfused ms": milliseconds(other)}
+        rows.append({**row, **quotients(other, own)})
+    return rows
+
+
+def time_alone(sizes: tuple[str, int, int, int], name: str) -> float:
+    """Return a form's median time in this process."""
+    prepare()
+    run = passes(forms(*sizes)[name][0], points(GRAPHS, NODES))
+    return statistics.median([cpu_seconds(run) for _ in range(15)][3:])
+
+
 def measure_operator(rounds: int) -> list[dict[str, Any]]:
     """Return the convolution's times and differences from its composition, forward and backward."""
     rows = []
@@ -180,6 +209,9 @@ def report(result: dict[str, Any]) -> None:
             f"  {row['name']:42} {row['parameters']:7d} parameters {row['ms']:8.1f} ms  "
             f"x {'  x '.join(map(spread, row['slower'].values()))}  peak {row['peak'] / 2**20:6.1f} MiB{tail}"
         )
+    print("\neach form in processes of its own: unfused / fused")
+    for row in result["alone"]:
+        print(f"  {row['name']:42} {row['unfused ms']:7.1f} ms / {row['ms']:7.1f} ms = {spread(row)}")
     print("\none convolution, forward and backward: composition / operator")
     for row in result["operator"]:
         print(
@@ -199,7 +231,8 @@ def main() -> None:
     prepare()
     rounds = 5 if options.quick else 25
     networks_first = measure_networks(rounds)
-    result = {"networks": networks_first, "operator": measure_operator(rounds), "estimates": estimates()}
+    result = {"networks": networks_first, "alone": measure_alone(2 if options.quick else 5)}
+    result |= {"operator": measure_operator(rounds), "estimates": estimates()}
     conclude(options, result, report)
 
 
