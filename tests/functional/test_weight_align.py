@@ -176,12 +176,11 @@ def _herd(features, m):
     f = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
     mean, chosen = f.mean(axis=0), []
     for t in range(1, m + 1):
-        best, best_distance = None, math.inf
-        for i in range(len(f)):
-            distance = np.linalg.norm(mean - (f[i] + f[chosen].sum(axis=0)) / t)
-            if i not in chosen and distance < best_distance - 1e-12:
-                best, best_distance = i, distance
-        chosen.append(best)
+        left = [i for i in range(len(f)) if i not in chosen]
+        # t times the distance: directions of unequal lengths differ by little, and ties are those of whole sums
+        distances = [np.linalg.norm(t * mean - (f[i] + f[chosen].sum(axis=0))) for i in left]
+        nearest = min(distances)
+        chosen.append(next(i for i, distance in zip(left, distances, strict=True) if distance <= nearest + 1e-12))
     return chosen
 
 
