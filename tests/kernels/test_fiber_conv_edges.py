@@ -78,7 +78,7 @@ def test_chunks_hold_every_edge_once(graph, size, monkeypatch):
                 found[end] += own[..., 0].flatten().long().tolist()
                 some.add(sums[end], end)(number, own + 1)
             assert math.prod(some.shape) <= max(size // width, some.shape[-1])  # or the edges of one receiver
-    assert [found[0], found[1]] == [edges.senders.tolist(), edges.receivers.tolist()]
+    assert found == [edges.senders.tolist(), edges.receivers.tolist()]
     for total, ends in zip(sums, (edges.senders, edges.receivers), strict=True):
         assert torch.equal(total, (index + 1) * torch.bincount(ends, minlength=len(index))[:, None])
 
